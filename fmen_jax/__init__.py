@@ -1,0 +1,32 @@
+"""FMEN, an efficient super-resolution network, in JAX and Flax.
+
+    import fmen_jax
+    net = fmen_jax.load('fmen_s_x4_github')  # a published name, or a checkpoint's path
+    y = net(x)                               # [N, H, W, 3] in 0..255 -> [N, 4 H, 4 W, 3]
+
+Images are NHWC, float, RGB in 0..255 everywhere.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+__version__ = '0.1.0'
+
+__all__ = ['InputError', 'Network', 'load', 'models', 'porting']
+
+if TYPE_CHECKING:
+    from fmen_jax import models, porting
+    from fmen_jax.errors import InputError
+    from fmen_jax.pretrained import Network, load
+
+_HOMES = {'InputError': 'errors', 'Network': 'pretrained', 'load': 'pretrained'}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used: JAX alone takes half a second."""
+    import importlib
+
+    if name in ('models', 'porting'):
+        return importlib.import_module(f'{__name__}.{name}')
+    if name in _HOMES:
+        return getattr(importlib.import_module(f'{__name__}.{_HOMES[name]}'), name)
+    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')

@@ -1,0 +1,131 @@
+"""The published weights: where they are, which hash they have, and how they get here."""
+
+import dataclasses
+import http.client
+import os
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+
+import filelock
+import platformdirs
+
+from fmen_jax.errors import DownloadError, InputError
+from fmen_jax.files import sha256
+
+_RAW = 'https://raw.githubusercontent.com'
+
+
+@dataclasses.dataclass(frozen=True)
+class Published:
+    """A checkpoint that its authors publish."""
+
+    url: str
+    """Public address, at a fixed commit."""
+    sha256: str
+    licence: str
+
+    @property
+    def filename(self) -> str:
+        """The file's name at its address."""
+        return self.url.rpartition('/')[2]
+
+
+PUBLISHED = {
+    'fmen_s_x4_github': Published(
+        f'{_RAW}/NJU-Jet/FMEN/a1def169d0e2c99ecebdb1b08bf567f329c3a566/test_weights.pt',
+        'd5534eba1feacfdd4043d9175d3bf0730b1ab4c91ba5c3f40a2282cd496fb4a5',
+        'Apache-2.0',
+    ),
+    'fmen_s_x4_ntire2022': Published(
+        f'{_RAW}/ofsoundof/NTIRE2022_ESR/044c9300a60595a11c4a921d335f5694187c17d0/'
+        'model_zoo/team03_fmen.pth',
+        'f20cde0828068c5f50d3b64aa82c8a363fe6abc8d536d1a9fd4d09899f019bea',
+        'MIT',
+    ),
+}
+
+
+def cache_folder() -> Path:
+    """Where downloads are kept: FMEN_JAX_CACHE, or the user's cache folder."""
+    return Path(os.environ.get('FMEN_JAX_CACHE') or platformdirs.user_cache_dir('fmen_jax'))
+
+
+def download(
+    name: str,
+    *,
+    url: str | None = None,
+    report: Callable[[int, int], None] | None = None,
+) -> Path:
+    """Fetch a published checkpoint, once; the path of the file in the cache.
+
+    An interrupted download goes on where it stopped. The file has its name only when its hash is
+    right.
+
+    Args:
+      name: a key of PUBLISHED.
+      url: another address of the same file, such as a mirror.
+      report: called with the bytes at hand and the bytes in all (0 if not known).
+
+    Raises:
+      InputError: no such name.
+      DownloadError: not reachable, or not the file expected.
+    """
+    if name not in PUBLISHED:
+        raise InputError(f'no published weights are named {name!r}; there are {_names()}.')
+    published = PUBLISHED[name]
+    path = cache_folder() / (name + Path(published.filename).suffix)
+    by_hand = f'By hand: put {published.filename} from {published.url} at {path}'
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with filelock.FileLock(f'{path}.lock'):
+        if path.exists():
+            if (found := sha256(path)) == published.sha256:
+                return path
+            raise DownloadError(
+                f'{path} is not {name}: SHA-256 is {found}, expected {published.sha256}. '
+                'Delete the file and try again.'
+            )
+        part = path.with_name(path.name + '.part')
+        try:
+            _fetch(url or published.url, part, report)
+        except (urllib.error.URLError, http.client.HTTPException, OSError) as error:
+            raise DownloadError(
+                f'{url or published.url} could not be fetched: {error}. Try again to go on where '
+                f'it stopped. {by_hand}, or give --weights FILE.'
+            ) from error
+        if (found := sha256(part)) != published.sha256:
+            part.unlink()
+            raise DownloadError(
+                f'{url or published.url} is not {name}: SHA-256 is {found}, expected '
+                f'{published.sha256}. Nothing was kept. {by_hand}.'
+            )
+        part.replace(path)
+    return path
+
+
+def _names() -> str:
+    return ', '.join(PUBLISHED)
+
+
+def _fetch(url: str, part: Path, report: Callable[[int, int], None] | None) -> None:
+    """Bring `part` to its full length, from the byte it has reached."""
+    done = part.stat().st_size if part.exists() else 0
+    request = urllib.request.Request(url, headers={'Range': f'bytes={done}-'} if done else {})
+    try:
+        response = urllib.request.urlopen(request, timeout=30)
+    except urllib.error.HTTPError as error:
+        if error.code != 416:
+            raise
+        return  # nothing is left to send; the hash tells whether that is so
+    with response, part.open('ab' if response.status == 206 else 'wb') as file:
+        done = file.tell()
+        length = int(response.headers.get('Content-Length') or 0)
+        total = done + length if length else 0
+        while chunk := response.read(1 << 16):
+            file.write(chunk)
+            done += len(chunk)
+            if report:
+                report(done, total)
+    if done < total:
+        raise OSError(f'the connection ended after {done} of {total} bytes')

@@ -1,0 +1,112 @@
+"""Picture files <-> arrays, through libvips. Pixels are [H, W, 3], uint8, RGB.
+
+What would be damaged on the way (16 bit, transparency, CMYK, several pages) is refused.
+"""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fmen_jax.errors import InputError
+from fmen_jax.files import written_aside
+
+# Near-lossless for the lossy formats: what was upscaled with care is not thrown away in saving.
+_SAVE_OPTIONS: dict[str, dict[str, Any]] = {
+    '.png': {},
+    '.jpg': {'Q': 95, 'subsample_mode': 'off'},
+    '.jpeg': {'Q': 95, 'subsample_mode': 'off'},
+    '.webp': {'Q': 95},
+    '.tif': {'compression': 'deflate', 'predictor': 'horizontal'},
+    '.tiff': {'compression': 'deflate', 'predictor': 'horizontal'},
+}
+ENDINGS = tuple(_SAVE_OPTIONS)
+
+_PROFILE = 'icc-profile-data'
+
+
+@dataclasses.dataclass(frozen=True)
+class Picture:
+    """A picture in memory."""
+
+    pixels: np.ndarray
+    """[H, W, 3], uint8, RGB."""
+    gray: bool = False
+    """All three channels were one in the file, and are to be one again."""
+    profile: bytes | None = None
+    """ICC profile."""
+
+
+def read(path: Path) -> Picture:
+    """Read a picture whole, turned upright by its EXIF orientation.
+
+    Raises:
+      InputError: not a readable picture, truncated, or of a kind that is not handled.
+    """
+    import pyvips
+
+    try:
+        image: Any = pyvips.Image.new_from_file(str(path), fail_on='error')
+        if problem := _problem(image):
+            raise InputError(f'{path}: {problem}')
+        profile = image.get(_PROFILE) if _PROFILE in image.get_fields() else None
+        pixels = image.autorot().numpy()
+    except pyvips.Error as error:
+        raise InputError(f'{path}: not a whole, readable picture: {_reason(error)}') from error
+    gray = pixels.ndim == 2 or pixels.shape[2] == 1
+    if gray:
+        pixels = np.repeat(pixels.reshape(*pixels.shape[:2], 1), 3, axis=2)
+    return Picture(pixels, gray, profile)
+
+
+def _problem(image: Any) -> str:
+    """Why a picture is not handled; '' if it is."""
+    found = f'{image.format}, {image.bands} channels, {image.interpretation}'
+    if 'n-pages' in image.get_fields() and image.get('n-pages') > 1:
+        return f'has {image.get("n-pages")} pages; only single pictures are handled'
+    if image.hasalpha():
+        return f'is transparent ({found}); remove its alpha channel first'
+    if image.format != 'uchar':
+        return f'is not 8 bit ({found}); save it with 8 bits per channel first'
+    if image.interpretation not in ('srgb', 'rgb', 'b-w', 'multiband') or image.bands not in (1, 3):
+        return f'is neither RGB nor gray ({found}); convert it to sRGB first'
+    return ''
+
+
+def _reason(error: Exception) -> str:
+    """What libvips says, on one line."""
+    lines = (line.strip() for line in str(error).splitlines())
+    return '; '.join(dict.fromkeys(line for line in lines if line and line != 'unable to call'))
+
+
+def write(path: Path, picture: Picture) -> None:
+    """Write a picture in the format of its ending, aside first and then renamed.
+
+    Raises:
+      InputError: the ending is none of ENDINGS, or the format cannot hold the picture.
+    """
+    import pyvips
+
+    check_ending(path)
+    pixels = picture.pixels
+    if picture.gray:
+        pixels = np.rint(pixels.mean(axis=2, keepdims=True)).astype(np.uint8)
+    image: Any = pyvips.Image.new_from_array(np.ascontiguousarray(pixels))
+    image = image.copy(interpretation='b-w' if picture.gray else 'srgb')
+    if picture.profile is not None:
+        image.set_type(pyvips.GValue.blob_type, _PROFILE, picture.profile)
+    try:
+        with written_aside(path) as aside:
+            image.write_to_file(str(aside), **_SAVE_OPTIONS[path.suffix.lower()])
+    except pyvips.Error as error:
+        raise InputError(f'{path}: could not be written: {_reason(error)}') from error
+
+
+def check_ending(path: Path) -> None:
+    """Raise InputError unless the ending is that of a picture."""
+    if path.suffix.lower() not in ENDINGS:
+        raise InputError(
+            f'{path}: the ending {path.suffix!r} is not that of a picture; expected one of '
+            f'{", ".join(ENDINGS)}.'
+        )

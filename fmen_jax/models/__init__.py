@@ -1,0 +1,1 @@
+"""The networks, as Flax modules and pure functions."""

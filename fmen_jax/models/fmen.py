@@ -1,0 +1,201 @@
+"""FMEN: Fast and Memory-Efficient Network (Du et al., CVPRW 2022, arXiv 2204.08397).
+
+Images are [N, H, W, 3], float, RGB in 0..255 with no mean shift; the output is not clamped.
+Submodules carry the names of the published PyTorch checkpoints, so that a port is a rule.
+"""
+
+import dataclasses
+from typing import Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from fmen_jax.errors import InputError
+from fmen_jax.models.layers import BatchNorm, Conv, conv, leaky_relu, pad_border, pixel_shuffle
+from fmen_jax.models.reparam import collapse
+
+SLOPE = 0.1
+
+Graph = Literal['expanded', 'collapsed', 'deploy']
+"""How the network runs. 'expanded' and 'collapsed' are the train graph, with the same variables
+and figures: every RRRB as its three convolutions, or folded to one on the way, at about the cost of
+'deploy'. 'deploy' is the folded network, with variables of its own (`reparam.fold`)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class FMENConfig:
+    """The hyper-parameters of an FMEN; the defaults are FMEN-S, the network of NTIRE 2022."""
+
+    scale: int = 4
+    """Upscaling factor."""
+    n_feats: int = 50
+    """Channels of the backbone."""
+    mid_feats: int = 16
+    """Channels inside the attention blocks; the first one (warm-up) has 4 fewer."""
+    down_blocks: int = 4
+    """Pairs of one ERB and one attention block."""
+    up_blocks: tuple[int, ...] = (2, 1, 1, 1, 1)
+    """ERBs inside each attention block: the warm-up's, then one number for each pair."""
+    backbone_expand_ratio: int = 2
+    """Widening inside the RRRBs of the backbone; the deploy graph has none."""
+    attention_expand_ratio: int = 2
+    """Widening inside the RRRBs of the attention blocks; the deploy graph has none."""
+    n_colors: int = 3
+    """Channels of the image."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, 'up_blocks', tuple(self.up_blocks))
+        if len(self.up_blocks) != self.down_blocks + 1:
+            raise InputError(
+                f'up_blocks has {len(self.up_blocks)} numbers, {self.up_blocks}; expected '
+                f'{self.down_blocks + 1}: one for the warm-up and one for each of the down_blocks.'
+            )
+        for field in dataclasses.fields(self):
+            least = {'mid_feats': 5, 'down_blocks': 0, 'up_blocks': 0}.get(field.name, 1)
+            value = getattr(self, field.name)
+            if min(value if field.name == 'up_blocks' else [value]) < least:
+                raise InputError(f'{field.name} is {value}; expected {least} or more.')
+
+    @property
+    def receptive_radius(self) -> int:
+        """LR pixels on each side that an output pixel depends on: the 3x3 convs in a row.
+
+        Head, warm-up, lr_conv and tail are 4; an ERB 2; an attention block 2 and its ERBs.
+        """
+        attention = sum(2 + 2 * erbs for erbs in self.up_blocks)
+        return 4 + 2 * self.down_blocks + attention
+
+    def build(self, graph: Graph = 'deploy') -> 'FMEN':
+        """The network as a Flax module: `apply(variables, x) -> y`."""
+        return FMEN(self, graph)
+
+
+class RRRB(nn.Module):
+    """Re-parameterised residual-in-residual block, linear (paper, fig. 3).
+
+        x --+-- expand 1x1 --+-- 3x3 --+-- reduce 1x1 --+-- y
+            |                +---------+                |
+            +-------------------------------------------+
+
+    The border of the wide map is what the expand conv makes of zeros, which is its bias.
+    """
+
+    features: int
+    expand_ratio: int
+    graph: Graph
+
+    def setup(self) -> None:
+        c, wide = self.features, self.features * self.expand_ratio
+        if self.graph == 'deploy':
+            self.rep_conv = Conv(c, c)
+        else:
+            self.expand_conv = Conv(c, wide, size=1)
+            self.fea_conv = Conv(wide, wide, padding='VALID')
+            self.reduce_conv = Conv(wide, c, size=1)
+
+    def __call__(self, x: Array) -> Array:
+        if self.graph == 'deploy':
+            return self.rep_conv(x)
+        if self.graph == 'collapsed':
+            names = ('expand_conv', 'fea_conv', 'reduce_conv')
+            rrrb = {name: getattr(self, name).weights for name in names}
+            dtype = jnp.promote_types(x.dtype, jnp.float32)  # the fold is not done in bfloat16
+            return conv(x, collapse(jax.tree.map(lambda weight: weight.astype(dtype), rrrb)))
+        wide = self.expand_conv(x)
+        wide = self.fea_conv(pad_border(wide, self.expand_conv.bias.astype(x.dtype))) + wide
+        return self.reduce_conv(wide) + x
+
+
+class ERB(nn.Module):
+    """Enhanced residual block: RRRB, LeakyReLU, RRRB; no skip around it (paper, section 3.1)."""
+
+    features: int
+    expand_ratio: int
+    graph: Graph
+
+    def setup(self) -> None:
+        self.conv1 = RRRB(self.features, self.expand_ratio, self.graph)
+        self.conv2 = RRRB(self.features, self.expand_ratio, self.graph)
+
+    def __call__(self, x: Array) -> Array:
+        return self.conv2(leaky_relu(self.conv1(x), SLOPE))
+
+
+class HFAB(nn.Module):
+    """High-frequency attention block (paper, section 3.2).
+
+        x --+-- BN1 - 3x3 n->m - act - ERBs - act - BN2 - 3x3 m->n - BN3 - sigmoid --*-- y
+            +------------------------------------------------------------------------+
+
+    Each BN before a conv puts its value for zero on the border. The attention map, [N, H, W, n] in
+    0..1, is sown as `attention` in the collection `intermediates`.
+    """
+
+    features: int
+    mid_feats: int
+    blocks: int
+    expand_ratio: int
+    graph: Graph
+
+    def setup(self) -> None:
+        n, m = self.features, self.mid_feats
+        deploy = self.graph == 'deploy'
+        padding = 'SAME' if deploy else 'VALID'
+        if not deploy:
+            self.bn1, self.bn2, self.bn3 = BatchNorm(n), BatchNorm(m), BatchNorm(n)
+        self.squeeze = Conv(n, m, padding=padding)
+        self.convs = [ERB(m, self.expand_ratio, self.graph) for _ in range(self.blocks)]
+        self.excitate = Conv(m, n, padding=padding)
+
+    def __call__(self, x: Array, *, train: bool) -> Array:
+        folded = self.graph == 'deploy'
+        y = self.squeeze(x if folded else pad_border(*self.bn1(x, train=train)))
+        y = leaky_relu(y, SLOPE)
+        for erb in self.convs:
+            y = erb(y)
+        y = leaky_relu(y, SLOPE)
+        y = self.excitate(y if folded else pad_border(*self.bn2(y, train=train)))
+        attention = jax.nn.sigmoid(y if folded else self.bn3(y, train=train)[0])
+        self.sow('intermediates', 'attention', attention)
+        return attention * x
+
+
+class FMEN(nn.Module):
+    """The network (paper, fig. 2).
+
+    x - head -+- warm-up conv - HFAB - (ERB - HFAB) * down_blocks - lr_conv -+- tail - shuffle
+              +---------------------------------------------------------------+
+    """
+
+    config: FMENConfig
+    graph: Graph = 'collapsed'
+
+    def setup(self) -> None:
+        c, n = self.config, self.config.n_feats
+        attention = [
+            HFAB(n, mid, erbs, c.attention_expand_ratio, self.graph)
+            for mid, erbs in zip(
+                [c.mid_feats - 4] + [c.mid_feats] * c.down_blocks, c.up_blocks, strict=True
+            )
+        ]
+        self.head = Conv(c.n_colors, n)
+        self.warmup = [Conv(n, n), attention[0]]
+        self.ERBs = [ERB(n, c.backbone_expand_ratio, self.graph) for _ in range(c.down_blocks)]
+        self.HFABs = attention[1:]
+        self.lr_conv = Conv(n, n)
+        self.tail = [Conv(n, c.n_colors * c.scale**2)]
+
+    def __call__(self, x: Array, *, train: bool = False) -> Array:
+        """[N, H, W, n_colors] in 0..255 -> [N, scale H, scale W, n_colors], not clamped.
+
+        With `train` the batch norms of the train graph use and update the statistics of the batch:
+        apply with `mutable=['batch_stats']`. The deploy graph has none and takes no notice.
+        """
+        x = self.head(x)
+        h = self.warmup[1](self.warmup[0](x), train=train)
+        for erb, hfab in zip(self.ERBs, self.HFABs, strict=True):
+            h = hfab(erb(h), train=train)
+        h = self.lr_conv(h) + x
+        return pixel_shuffle(self.tail[0](h), self.config.scale)

@@ -1,0 +1,140 @@
+"""Convolution, batch norm and pixel shuffle as PyTorch computes them.
+
+Arrays are NHWC, float, images in 0..255. A layer computes in the dtype of its input: parameters are
+cast to it, so one set of variables serves float64, float32 and bfloat16.
+"""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+Params = dict[str, Any]
+
+
+def uniform_fan_in(fan_in: int) -> nn.initializers.Initializer:
+    """PyTorch's default for weight and bias of a convolution: uniform in +-1/sqrt(fan_in)."""
+    bound = fan_in**-0.5
+
+    def init(key: Array, shape: Any, dtype: Any = jnp.float32) -> Array:
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    return init
+
+
+def conv(x: Array, params: Params, *, padding: str = 'SAME', stride: int = 1) -> Array:
+    """Convolve [N, H, W, C] with `kernel` [kh, kw, C, F], add `bias` [F]; SAME pads with zeros."""
+    y = lax.conv_general_dilated(
+        x,
+        params['kernel'].astype(x.dtype),
+        (stride, stride),
+        padding,
+        dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+    )
+    return y + params['bias'].astype(x.dtype).reshape(1, 1, 1, -1)
+
+
+class Conv(nn.Module):
+    """A convolution whose parameters can be read without running it (`collapse` does).
+
+    `padding` is SAME (zeros) or VALID.
+    """
+
+    inputs: int
+    features: int
+    size: int = 3
+    padding: str = 'SAME'
+    stride: int = 1
+
+    def setup(self) -> None:
+        init = uniform_fan_in(self.inputs * self.size**2)
+        shape = (self.size, self.size, self.inputs, self.features)
+        self.kernel = self.param('kernel', init, shape)
+        self.bias = self.param('bias', init, (self.features,))
+
+    @property
+    def weights(self) -> Params:
+        """`kernel` [size, size, inputs, features] and `bias` [features]."""
+        return {'kernel': self.kernel, 'bias': self.bias}
+
+    def __call__(self, x: Array) -> Array:
+        return conv(x, self.weights, padding=self.padding, stride=self.stride)
+
+
+class BatchNorm(nn.Module):
+    """PyTorch's BatchNorm2d: new running = 0.9 old + 0.1 batch, eps 1e-5.
+
+    The batch variance that normalises is biased, the one that enters the running value is not.
+    Statistics are computed in float32 at least.
+    """
+
+    features: int
+    momentum: float = 0.1
+    epsilon: float = 1e-5
+
+    def setup(self) -> None:
+        self.scale = self.param('scale', nn.initializers.ones, (self.features,))
+        self.bias = self.param('bias', nn.initializers.zeros, (self.features,))
+        stats = 'batch_stats'
+        self.mean = self.variable(stats, 'mean', jnp.zeros, (self.features,))
+        self.var = self.variable(stats, 'var', jnp.ones, (self.features,))
+        self.num_batches_tracked = self.variable(
+            stats, 'num_batches_tracked', jnp.zeros, (), jnp.int32
+        )
+
+    def __call__(self, x: Array, *, train: bool) -> tuple[Array, Array]:
+        """Normalise [N, H, W, C]; in training with the statistics of the batch, which update.
+
+        Returns the result and [C], what a zero input gives under the *running* statistics (in
+        training: as they are after the update, and constant to the gradient). That is the value
+        FMEN puts on the border before the next convolution.
+        """
+        dtype = jnp.promote_types(x.dtype, jnp.float32)
+        if train and not self.is_initializing():
+            wide = x.astype(dtype)
+            mean = wide.mean((0, 1, 2))
+            var = jnp.square(wide - mean.reshape(1, 1, 1, -1)).mean((0, 1, 2))
+            self._update(mean, var, x.shape[0] * x.shape[1] * x.shape[2])
+        else:
+            mean, var = self.mean.value.astype(dtype), self.var.value.astype(dtype)
+        gain, shift = self._affine(mean, var)
+        y = x * gain.astype(x.dtype).reshape(1, 1, 1, -1)
+        y = y + shift.astype(x.dtype).reshape(1, 1, 1, -1)
+        running = lax.stop_gradient((self.mean.value, self.var.value))
+        return y, self._affine(*(value.astype(dtype) for value in running))[1].astype(x.dtype)
+
+    def _affine(self, mean: Array, var: Array) -> tuple[Array, Array]:
+        gain = self.scale.astype(mean.dtype) * lax.rsqrt(var + self.epsilon)
+        return gain, self.bias.astype(mean.dtype) - mean * gain
+
+    def _update(self, mean: Array, var: Array, count: int) -> None:
+        unbiased = var * (count / (count - 1))
+        for running, batch in ((self.mean, mean), (self.var, unbiased)):
+            new = running.value + self.momentum * (batch - running.value)
+            running.value = lax.stop_gradient(new).astype(running.value.dtype)
+        self.num_batches_tracked.value = self.num_batches_tracked.value + 1
+
+
+def leaky_relu(x: Array, slope: float) -> Array:
+    """Return x where positive, else slope x; the derivative at 0 is `slope`, as in PyTorch."""
+    return jnp.where(x > 0, x, slope * x)
+
+
+def pad_border(x: Array, border: Array) -> Array:
+    """[N, H, W, C] -> [N, H+2, W+2, C] with `border` [C] on the one-pixel rim."""
+    inside = jnp.pad(jnp.ones((1, *x.shape[1:3], 1), bool), ((0, 0), (1, 1), (1, 1), (0, 0)))
+    padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    return jnp.where(inside, padded, border.reshape(1, 1, 1, -1))
+
+
+def pixel_shuffle(x: Array, scale: int) -> Array:
+    """[N, H, W, C s^2] -> [N, H s, W s, C] in PyTorch's order: channel = c s^2 + dy s + dx.
+
+    Most of the JAX world has (dy s + dx) C + c instead. Source: Shi et al., CVPR 2016, eq. 4.
+    """
+    n, h, w, channels = x.shape
+    c = channels // scale**2
+    y = x.reshape(n, h, w, c, scale, scale).transpose(0, 1, 4, 2, 5, 3)
+    return y.reshape(n, h * scale, w * scale, c)

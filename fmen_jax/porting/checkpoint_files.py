@@ -1,0 +1,151 @@
+"""Checkpoints on disk: .pt and .pth (PyTorch) and .safetensors, tensors only.
+
+A pickle can execute code when it is read. With torch installed, `weights_only=True` refuses one
+that would; without, `pickled_tensors.py` does, for the zip files torch has written since 1.6.
+"""
+
+import importlib.util
+import json
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from fmen_jax.errors import InputError
+from fmen_jax.files import written_aside
+from fmen_jax.porting import pickled_tensors
+
+TORCH_ENDINGS = ('.pt', '.pth')
+ENDINGS = (*TORCH_ENDINGS, '.safetensors')
+
+
+def _check_ending(path: Path) -> None:
+    if path.suffix.lower() not in ENDINGS:
+        raise InputError(
+            f'{path}: the ending {path.suffix!r} is not that of a checkpoint; expected one of '
+            f'{", ".join(ENDINGS)}.'
+        )
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The tensors of a checkpoint by name, as numpy arrays in the dtypes stored, maybe wrapped.
+
+    Raises:
+      InputError: no such file, an unknown ending, a broken file, a pickle of more than tensors.
+    """
+    _check_ending(path)
+    if not path.is_file():
+        raise InputError(f'{path}: no such file; expected a checkpoint ({", ".join(ENDINGS)}).')
+    if path.suffix.lower() == '.safetensors':
+        return _read_safetensors(path)
+    tree = _read_with_torch(path) if importlib.util.find_spec('torch') else _read_zip(path)
+    if not isinstance(tree, Mapping):
+        raise InputError(f'{path}: holds a {type(tree).__name__}; expected tensors by name.')
+    return dict(tree)
+
+
+def _read_safetensors(path: Path) -> dict[str, Any]:
+    import safetensors
+
+    try:
+        header = _safetensors_header(path)
+        with safetensors.safe_open(path, 'np') as file:
+            return {key: file.get_tensor(key) for key in header if key != '__metadata__'}
+    except (safetensors.SafetensorError, ValueError, OSError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f'{path}: broken or truncated safetensors file: {error}') from error
+
+
+def _safetensors_header(path: Path) -> dict[str, Any]:
+    """The JSON header, in its own order, which the library forgets; doubled names are refused."""
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        names = [name for name, _ in pairs]
+        if doubled := sorted({name for name in names if names.count(name) > 1}):
+            raise InputError(f'{path}: doubled in the file: {", ".join(doubled)}; remove one.')
+        return dict(pairs)
+
+    with path.open('rb') as file:
+        size = int.from_bytes(file.read(8), 'little')
+        return json.loads(file.read(min(size, 100_000_000)), object_pairs_hook=unique)
+
+
+def _read_with_torch(path: Path) -> Any:
+    import torch
+
+    def to_numpy(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {key: to_numpy(item) for key, item in value.items()}
+        if not isinstance(value, torch.Tensor):
+            return value
+        if value.dtype == torch.bfloat16:  # numpy has no such type of its own
+            return value.detach().view(torch.uint16).numpy().view(ml_dtypes.bfloat16)
+        return value.detach().numpy()
+
+    try:
+        return to_numpy(torch.load(path, map_location='cpu', weights_only=True))
+    except pickle.UnpicklingError as error:
+        raise _unsafe(path, str(error).splitlines()[0]) from error
+    except (RuntimeError, EOFError, ValueError, KeyError, OSError, TypeError) as error:
+        raise InputError(f'{path}: broken or truncated PyTorch checkpoint: {error}') from error
+
+
+def _read_zip(path: Path) -> Any:
+    try:
+        return pickled_tensors.load(path)
+    except pickle.UnpicklingError as error:
+        raise _unsafe(path, str(error)) from error
+    except pickled_tensors.BrokenFileError as error:
+        raise InputError(f'{path}: broken or truncated PyTorch checkpoint: {error}') from error
+
+
+def _unsafe(path: Path, detail: str) -> InputError:
+    return InputError(
+        f'{path}: refused, because reading it could run code: {detail}\nExpected tensors only. If '
+        'you trust the file, load it in PyTorch and save its state dict alone.'
+    )
+
+
+def write(path: Path, state: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:
+    """Write a state dict in its order; the format goes by the ending, `metadata` to safetensors.
+
+    Raises:
+      InputError: an unknown ending, or a .pt without torch.
+    """
+    _check_ending(path)
+    if path.suffix.lower() == '.safetensors':
+        blob = _safetensors_bytes(state, metadata)
+        with written_aside(path) as aside:
+            aside.write_bytes(blob)
+        return
+    if not importlib.util.find_spec('torch'):
+        raise InputError(
+            f'{path}: writing {path.suffix} needs PyTorch, which is not installed: write '
+            '.safetensors, or pip install "fmen_jax[torch]".'
+        )
+    import torch
+
+    def to_torch(array: np.ndarray) -> Any:
+        if array.dtype == ml_dtypes.bfloat16:
+            return torch.from_numpy(array.view(np.uint16).copy()).view(torch.bfloat16)
+        return torch.from_numpy(array.copy())
+
+    with written_aside(path) as aside:
+        torch.save({key: to_torch(array) for key, array in state.items()}, aside)
+
+
+def _safetensors_bytes(state: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> bytes:
+    """A safetensors file whose header keeps the order of `state`; the library alone sorts it."""
+    import safetensors.numpy
+
+    blob = safetensors.numpy.save(dict(state), {'format': 'pt', **metadata})
+    end = 8 + int.from_bytes(blob[:8], 'little')
+    header = json.loads(blob[8:end])
+    ordered = {'__metadata__': header['__metadata__'], **{key: header[key] for key in state}}
+    text = json.dumps(ordered, separators=(',', ':')).encode()
+    text += b' ' * (-len(text) % 8)
+    return len(text).to_bytes(8, 'little') + text + blob[end:]

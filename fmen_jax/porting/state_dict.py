@@ -1,0 +1,149 @@
+"""State dicts of the published PyTorch code <-> variables of our networks, strict on both sides."""
+
+import dataclasses
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from fmen_jax.errors import InputError
+from fmen_jax.models.fmen import FMENConfig, Graph
+from fmen_jax.models.layers import Params
+from fmen_jax.porting import keys
+from fmen_jax.porting.hyperparameters import find_fmen
+
+StateDict = dict[str, np.ndarray]
+
+# Where training code keeps the weights; smoothed ones first, as those are the ones published.
+_WRAPPERS = ('params_ema', 'params', 'state_dict', 'model_state_dict', 'model')
+_PREFIXES = ('module.', 'model.')
+
+
+@dataclasses.dataclass(frozen=True)
+class Ported:
+    """A state dict as a network of ours."""
+
+    config: FMENConfig
+    graph: Graph
+    """'deploy', or 'collapsed' for a train graph (which also runs as 'expanded')."""
+    variables: Params
+    """numpy arrays in the dtypes of the checkpoint."""
+    dialect: str
+    """Whose key names these were, of `keys.DIALECTS`."""
+    wrapper: str
+    """What stood around the tensors, such as 'params_ema' or 'module.'; '' if nothing did."""
+
+
+def unwrap(tree: Mapping[str, Any]) -> tuple[StateDict, str]:
+    """The bare state dict inside a checkpoint, and what was around it.
+
+    Raises:
+      InputError: there are no tensors under any of the usual names.
+    """
+    wrapper: list[str] = []
+    while not all(isinstance(value, np.ndarray) for value in tree.values()):
+        name = next((w for w in _WRAPPERS if isinstance(tree.get(w), Mapping)), None)
+        if name is None:
+            raise InputError(
+                f'no state dict found: expected tensors by name, bare or under one of '
+                f'{", ".join(_WRAPPERS)}; found {", ".join(map(str, list(tree)[:8]))}.'
+            )
+        wrapper.append(name)
+        tree = tree[name]
+    state = {str(key): value for key, value in tree.items()}
+    if not state:
+        raise InputError('the checkpoint is empty; expected tensors by name.')
+    while prefix := next((p for p in _PREFIXES if all(k.startswith(p) for k in state)), ''):
+        wrapper.append(prefix)
+        state = {key.removeprefix(prefix): value for key, value in state.items()}
+    return state, '/'.join(wrapper)
+
+
+@lru_cache
+def _expected(config: FMENConfig, graph: Graph) -> dict[str, tuple[tuple[int, ...], bool]]:
+    """Key -> (shape in PyTorch's layout, whether it is a count), in the published order."""
+    shape = (1, 1, 1, config.n_colors)
+    module = config.build(graph)
+    tree = jax.eval_shape(module.init, jax.random.key(0), jax.ShapeDtypeStruct(shape, jnp.float32))
+    leaves = cast('dict[keys.Path, jax.ShapeDtypeStruct]', flatten_dict(cast('Params', tree)))
+    found = {}
+    for path, leaf in leaves.items():
+        dims = leaf.shape
+        torch_shape = (dims[3], dims[2], *dims[:2]) if len(dims) == 4 else dims
+        found[keys.to_key(path)] = (torch_shape, jnp.issubdtype(leaf.dtype, jnp.integer))
+    return {key: found[key] for key in sorted(found, key=keys.position)}
+
+
+def _check(state: StateDict, config: FMENConfig, graph: Graph) -> None:
+    """Compare with what the configuration needs; all faults in one error."""
+    expected = _expected(config, graph)
+    faults = [f'missing: {key}' for key in expected if key not in state]
+    faults += [f'unexpected: {key}' for key in state if key not in expected]
+    for key, array in state.items():
+        shape, is_count = expected.get(key, (array.shape, np.issubdtype(array.dtype, np.integer)))
+        if array.shape != shape:
+            faults.append(f'wrong shape: {key} is {array.shape}, expected {shape}')
+        elif is_count != np.issubdtype(array.dtype, np.integer):
+            kind = 'an integer' if is_count else 'a floating-point type'
+            faults.append(f'wrong type: {key} is {array.dtype}, expected {kind}')
+    if faults:
+        raise InputError(
+            f'the weights do not fit {config} ({"deploy" if graph == "deploy" else "train"} graph):'
+            + ''.join(f'\n  {fault}' for fault in faults)
+        )
+
+
+def to_variables(tree: Mapping[str, Any]) -> Ported:
+    """A checkpoint's tensors -> configuration and variables.
+
+    Args:
+      tree: key -> array in PyTorch's layout, of either dialect, perhaps wrapped.
+
+    Raises:
+      InputError: not an FMEN, or keys missing, unexpected, doubled or misshapen: all listed.
+    """
+    state, wrapper = unwrap(tree)
+    found = {key.partition('.')[0] for key in state}
+    spoken = (name for name, tops in keys.DIALECTS.items() if found & set(tops.values()))
+    dialect = next(spoken, 'github')
+    ours = {theirs: name for name, theirs in keys.DIALECTS[dialect].items()}
+    spelled: StateDict = {}
+    for key, value in state.items():
+        if (name := keys.rename(key, ours)) in spelled:
+            raise InputError(f'{key} and {name} are two keys for one tensor: remove one of them.')
+        spelled[name] = value
+    config, graph = find_fmen({key: value.shape for key, value in spelled.items()})
+    _check(spelled, config, graph)
+    flat = {keys.to_path(key): keys.to_flax_layout(value) for key, value in spelled.items()}
+    return Ported(config, graph, unflatten_dict(flat), dialect, wrapper)
+
+
+def to_state_dict(
+    variables: Params, config: FMENConfig, graph: Graph, *, dialect: str = 'github'
+) -> StateDict:
+    """Variables -> a bare state dict with the keys, order, shapes and dtypes of the published code.
+
+    Raises:
+      InputError: the variables are not those of this network, or the dialect has no such graph.
+    """
+    if dialect not in keys.DIALECTS:
+        raise InputError(f'dialect {dialect!r} is unknown; expected {" or ".join(keys.DIALECTS)}.')
+    if graph != 'deploy' and dialect != 'github':
+        raise InputError(
+            f'no train graph is known in the dialect {dialect!r}: fold the network first, or take '
+            "the dialect 'github'."
+        )
+    state = {}
+    for path, leaf in flatten_dict(variables).items():
+        array = np.asarray(leaf)
+        if np.issubdtype(array.dtype, np.integer):
+            array = array.astype(np.int64)  # PyTorch's type of a count; JAX holds it in 32 bits
+        state[keys.to_key(path)] = keys.to_torch_layout(array).copy(order='C')
+    _check(state, config, graph)
+    return {
+        keys.rename(key, keys.DIALECTS[dialect]): state[key] for key in _expected(config, graph)
+    }

@@ -1,0 +1,155 @@
+"""A network with its weights: `load` a checkpoint, call it, fold it, save it."""
+
+import dataclasses
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+
+from fmen_jax import porting
+from fmen_jax.compiler import jit
+from fmen_jax.download import PUBLISHED, download
+from fmen_jax.errors import InputError
+from fmen_jax.files import sha256
+from fmen_jax.models import zoo
+from fmen_jax.models.fmen import FMEN, FMENConfig, Graph
+from fmen_jax.models.layers import Params
+from fmen_jax.models.reparam import fold
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Network:
+    """A configuration, a graph and its variables; `net(x)` upscales.
+
+    Images are [N, H, W, 3], float, RGB in 0..255.
+    """
+
+    config: FMENConfig
+    graph: Graph
+    """'deploy', or a train graph, run as 'collapsed' or 'expanded' (in eval mode)."""
+    variables: Params
+    """Plain dicts of numpy arrays, in the dtypes of the checkpoint."""
+    dialect: str = 'github'
+    """The key names to save with: one of `porting.keys.DIALECTS`."""
+    precision: str = 'highest'
+    """Of products, see `jax.default_matmul_precision`; 'default' is faster on accelerators."""
+
+    @cached_property
+    def module(self) -> FMEN:
+        """The Flax module: `module.apply(variables, x)`."""
+        return self.config.build(self.graph)
+
+    @cached_property
+    def _apply(self) -> Any:
+        return jit(self.module.apply)
+
+    def __call__(self, x: ArrayLike) -> jax.Array:
+        """Upscale [N, H, W, 3] in 0..255 to [N, s H, s W, 3], not clamped, in the dtype of x.
+
+        Compiled once for each shape and dtype; float64 needs jax_enable_x64.
+
+        Raises:
+          InputError: x is not such an array.
+        """
+        self.check(np.shape(x), jnp.result_type(x))
+        with jax.default_matmul_precision(self.precision):
+            return self._apply(self.variables, x)
+
+    def check(self, shape: tuple[int, ...], dtype: Any) -> None:
+        """Raise InputError unless an array of this shape and dtype can be upscaled."""
+        colors = self.config.n_colors
+        fits = len(shape) == 4 and shape[3] == colors and min(shape) > 0
+        if not (fits and jnp.issubdtype(dtype, jnp.floating)):
+            raise InputError(
+                f'images are {dtype}{list(shape)}; expected floats [N, H, W, {colors}] in 0..255, '
+                'such as image[None].astype(numpy.float32).'
+            )
+
+    def fold(self) -> 'Network':
+        """The deploy form of a train graph; itself if it is folded already.
+
+        Folded in float64 and rounded once, to float32 or the checkpoint's dtype if that is wider.
+        """
+        if self.graph == 'deploy':
+            return self
+        dtypes = {leaf.dtype for leaf in jax.tree.leaves(self.variables['params'])}
+        dtype = np.result_type(np.float32, *dtypes)
+        with jax.enable_x64(True):
+            wide = jax.tree.map(lambda a: np.asarray(a, np.float64), self.variables)
+            folded = jax.tree.map(lambda a: np.asarray(a, dtype), fold(wide))
+        return dataclasses.replace(self, graph='deploy', variables=folded)
+
+    def state_dict(self, dialect: str | None = None) -> porting.StateDict:
+        """The variables under the published key names, in PyTorch's layout and order."""
+        return porting.to_state_dict(
+            self.variables, self.config, self.graph, dialect=dialect or self.dialect
+        )
+
+    def save(self, path: str | Path, *, dialect: str | None = None) -> None:
+        """Write a checkpoint for PyTorch: .pt, .pth or .safetensors.
+
+        Raises:
+          InputError: another ending, .pt without torch, or a dialect without this graph.
+        """
+        metadata = {'network': repr(self.config), 'range': '0..255 RGB'}
+        porting.write(Path(path), self.state_dict(dialect), metadata)
+
+
+def load(weights: str | Path, *, precision: str = 'highest') -> Network:
+    """The network of a checkpoint; configuration and scale are found in its keys and shapes.
+
+    Args:
+      weights: a .pt, .pth or .safetensors file, or the name of published weights
+        (`download.PUBLISHED`), which are downloaded at their first use.
+      precision: of products on accelerators, see `Network`.
+
+    Raises:
+      InputError: no such file or name, or not the weights of a network we know.
+      DownloadError: published weights could not be fetched; the message says what to put where.
+    """
+    ported = porting.to_variables(porting.read(find(weights)))
+    return Network(ported.config, ported.graph, ported.variables, ported.dialect, precision)
+
+
+def describe(weights: str | Path) -> str:
+    """What a checkpoint holds, as lines of text: file, hash, dialect, network, size and cost.
+
+    Raises:
+      InputError, DownloadError: as `load`.
+    """
+    path = find(weights)
+    ported = porting.to_variables(porting.read(path))
+    config, graph = ported.config, ported.graph
+    state = porting.to_state_dict(ported.variables, config, graph, dialect=ported.dialect)
+    cost = zoo.cost(config.build(), 1, 1, config.n_colors)
+    lines = {
+        'file': path,
+        'sha256': sha256(path),
+        'network': f'{zoo.name_of(config) or "FMEN, of its own size"}, x{config.scale}',
+        'graph': 'deploy' if graph == 'deploy' else 'train',
+        'dialect': ported.dialect + (f', inside {ported.wrapper}' if ported.wrapper else ''),
+        'configuration': config,
+        'tensors': f'{len(state)}, {", ".join(sorted({str(a.dtype) for a in state.values()}))}',
+        'parameters': f'{sum(a.size for a in jax.tree.leaves(ported.variables["params"])):,}'
+        + ('' if graph == 'deploy' else f', {cost.parameters:,} when folded'),
+        'multiply-adds': f'{cost.multiply_adds:,} for each LR pixel, when folded',
+        'radius': f'{config.receptive_radius} LR pixels around each that its output depends on',
+    }
+    return '\n'.join(f'{name:<14} {value}' for name, value in lines.items())
+
+
+def find(weights: str | Path) -> Path:
+    """The file of a path or of the name of published weights."""
+    path = Path(weights)
+    if path.exists() or path.suffix or len(path.parts) != 1:
+        return path
+    if path.name not in PUBLISHED:
+        raise InputError(
+            f'{weights} is neither a file nor a name of published weights; those are '
+            f'{", ".join(PUBLISHED)}, and a file ends in {", ".join(porting.ENDINGS)}.'
+        )
+    return download(path.name)
