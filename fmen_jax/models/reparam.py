@@ -19,7 +19,7 @@ _einsum = partial(jnp.einsum, precision='highest')
 
 def _with_identity(kernel: Array) -> Array:
     """Add a skip connection to a 3x3 convolution: one more at the centre tap, c -> c."""
-    return kernel.at[1, 1].add(jnp.eye(kernel.shape[2], dtype=kernel.dtype))
+    return jnp.asarray(kernel).at[1, 1].add(jnp.eye(kernel.shape[2], dtype=kernel.dtype))
 
 
 def collapse(rrrb: Params) -> Params:

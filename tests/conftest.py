@@ -1,0 +1,106 @@
+"""Where the material is, and what every test shares."""
+
+import ast
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+jax.config.update('jax_numpy_rank_promotion', 'raise')
+
+pytest_plugins = ['pytester']
+
+ROOT = Path(__file__).parent.parent
+SHARED = Path(os.environ.get('FMEN_JAX_SHARED') or ROOT.parent / 'shared')
+
+
+@pytest.fixture(scope='session')
+def shared() -> Callable[[str], Path]:
+    """Find a file of the shared folder; skips where there is none, fails where it lacks one."""
+
+    def find(name: str) -> Path:
+        if not SHARED.is_dir():
+            pytest.skip(f'no folder {SHARED} (set FMEN_JAX_SHARED)')
+        assert (SHARED / name).exists(), f'{SHARED} has no {name}'
+        return SHARED / name
+
+    return find
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: Any) -> Any:
+    """In CI, a parity test skipped although the shared folder is there has failed."""
+    report = yield
+    del call
+    counts = item.get_closest_marker('parity') and os.environ.get('CI') and SHARED.is_dir()
+    if report.skipped and counts:
+        report.outcome = 'failed'
+        report.longrepr = f'parity test skipped although {SHARED} is there: {report.longrepr}'
+    return report
+
+
+@pytest.fixture
+def x64() -> Iterator[None]:
+    """Float64 for one test."""
+    with jax.enable_x64(True):
+        yield
+
+
+class Golden:
+    """The arrays of one golden file below a prefix; images as NHWC float64."""
+
+    def __init__(self, path: Path) -> None:
+        with np.load(path) as file:
+            self.arrays = dict(file)
+        self.config: dict[str, Any] = ast.literal_eval(str(self.arrays.pop('config', '{}')))
+
+    def below(self, prefix: str) -> dict[str, np.ndarray]:
+        found = {k.removeprefix(prefix): v for k, v in self.arrays.items() if k.startswith(prefix)}
+        assert found, prefix
+        return found
+
+    def image(self, name: str) -> np.ndarray:
+        return np.moveaxis(self.arrays[name], -3, -1).astype(np.float64)
+
+
+@pytest.fixture(scope='session', params=['tiny_x2', 'tiny_x3'])
+def tiny(request: pytest.FixtureRequest) -> Golden:
+    """Small FMENs with every figure of the published train code."""
+    return Golden(ROOT / 'tests/golden' / f'{request.param}.npz')
+
+
+@pytest.fixture(scope='session')
+def tiny_x2() -> Golden:
+    """One of them, for tests of files and errors."""
+    return Golden(ROOT / 'tests/golden/tiny_x2.npz')
+
+
+def corrupted(tree: Any, by: float = 1e-4) -> Any:
+    """The same tree of arrays with one number of its largest leaf changed."""
+    leaves, structure = jax.tree.flatten(tree)
+    largest = max(range(len(leaves)), key=lambda i: leaves[i].size)
+    changed = np.array(leaves[largest])
+    changed.flat[changed.size // 2] += by
+    return jax.tree.unflatten(structure, [*leaves[:largest], changed, *leaves[largest + 1 :]])
+
+
+def assert_close(found: Any, expected: Any, atol: float) -> None:
+    """Equal within an absolute bound at every element of every leaf of two trees."""
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(np.asarray(a), np.asarray(b), rtol=0, atol=atol),
+        found,
+        expected,
+    )
+
+
+def differs(found: Any, expected: Any, atol: float) -> bool:
+    """Whether `assert_close` fails: the twin of a parity test."""
+    try:
+        assert_close(found, expected, atol)
+    except AssertionError:
+        return True
+    return False

@@ -1,0 +1,166 @@
+"""`fmen-jax upscale`, from files to files."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import skimage.data
+from PIL import Image
+
+from fmen_jax import porting
+from fmen_jax.cli import main
+from fmen_jax.errors import InputError
+from fmen_jax.inference import jobs, upscaler
+from fmen_jax.inference.upscaler import Upscaler
+from fmen_jax.pretrained import load
+from tests.conftest import ROOT, Golden
+
+PHOTO = skimage.data.astronaut()[:24, :31]
+
+
+@pytest.fixture
+def weights(tiny_x2: Golden, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small x2 network, as a train graph."""
+    path = tmp_path_factory.mktemp('weights') / 'tiny.safetensors'
+    porting.write(path, tiny_x2.below('train/'), {})
+    return path
+
+
+def run(*args: Any) -> int:
+    with pytest.raises(SystemExit) as ended:
+        main(['upscale', *map(str, args)])
+    assert isinstance(ended.value.code, int)
+    return ended.value.code
+
+
+def opened(path: Path) -> Image.Image:
+    """A picture read to its end, the file closed."""
+    with Image.open(path) as image:
+        image.load()
+    return image
+
+
+def luma_psnr(a: np.ndarray, b: np.ndarray) -> float:
+    """PSNR in dB of BT.601 studio luma, 4 pixels cropped: this test's own few lines."""
+    weights = np.array([65.481, 128.553, 24.966]) / 255
+    error = ((a.astype(float) - b) @ weights)[4:-4, 4:-4]
+    return 10 * np.log10(255**2 / np.square(error).mean())
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize(
+    ('name', 'file'), [('fmen_github', 'github.pt'), ('fmen_ntire', 'ntire2022.pth')]
+)
+def test_set5_gives_the_published_psnr(
+    name: str, file: str, shared: Callable[[str], Path], tmp_path: Path
+) -> None:
+    benchmark = shared('data/benchmarks/Set5')
+    official = shared(f'official/fmen_s_x4_{file}')
+    lr = benchmark / 'LR_bicubic/X4'
+    assert run(lr, '-o', tmp_path, '--weights', official) == 0
+    figures = json.loads((ROOT / 'tests/golden/benchmarks_x4.json').read_text())['Set5'][name]
+    found = {}
+    for path in sorted((benchmark / 'HR').iterdir()):
+        ours = np.asarray(opened(tmp_path / f'{path.stem}x4_x4.png'))
+        height, width = ours.shape[:2]
+        found[path.stem] = luma_psnr(ours, np.asarray(opened(path))[:height, :width])
+    assert len(found) == 5
+    assert abs(np.mean(list(found.values())) - figures['psnr']) < 0.0005
+    for image, (psnr, _) in figures['per_image'].items():
+        assert abs(found[image] - psnr) < 0.002, image
+
+
+def test_upscaler_rounds_and_clamps_once(weights: Path) -> None:
+    net = load(weights)
+    y = np.asarray(net.fold()(PHOTO[None].astype(np.float32)))[0]
+    assert y.min() < 0  # so that the clamp is seen
+    upscale = Upscaler(net)
+    np.testing.assert_array_equal(upscale(PHOTO), np.clip(np.rint(y), 0, 255).astype(np.uint8))
+    with pytest.raises(InputError, match=r'pixels are float64\[2, 2, 3\]; expected uint8'):
+        upscale(np.zeros((2, 2, 3)))
+
+
+def test_too_large_for_the_memory_at_hand(weights: Path, monkeypatch: Any) -> None:
+    class Memory:
+        available = 1000
+
+    monkeypatch.setattr(upscaler.psutil, 'virtual_memory', Memory)
+    with pytest.raises(InputError, match='a picture of 31x24 needs .* GiB of memory'):
+        Upscaler(load(weights))(PHOTO)
+
+
+def test_files_folders_and_names(weights: Path, tmp_path: Path, capsys: Any) -> None:
+    folder, out = tmp_path / 'in', tmp_path / 'out'
+    folder.mkdir()
+    Image.fromarray(PHOTO).save(folder / 'a.png')
+    Image.fromarray(PHOTO).save(folder / 'b.JPG')
+    Image.fromarray(PHOTO[..., 0]).save(folder / 'gray.tif')
+    (folder / 'notes.txt').write_text('not a picture')
+    Image.fromarray(PHOTO[:9]).save(tmp_path / 'c.webp')
+    assert run(folder, tmp_path / 'c.webp', '-o', out, '--weights', weights) == 0
+    assert sorted(p.name for p in out.iterdir()) == [
+        'a_x2.png',
+        'b_x2.JPG',
+        'c_x2.webp',
+        'gray_x2.tif',
+    ]
+    assert opened(out / 'a_x2.png').size == (62, 48)
+    assert opened(out / 'c_x2.webp').size == (62, 18)
+    assert opened(out / 'gray_x2.tif').mode == 'L'
+    assert 'a_x2.png  31x24 -> 62x48' in capsys.readouterr().out
+    np.testing.assert_array_equal(opened(out / 'a_x2.png'), Upscaler(load(weights))(PHOTO))
+
+
+def test_one_file_to_one_file(weights: Path, tmp_path: Path) -> None:
+    Image.fromarray(PHOTO).save(tmp_path / 'a.png')
+    target = tmp_path / 'deep/er/b.webp'
+    assert run(tmp_path / 'a.png', '--output', target, '-w', weights) == 0
+    assert opened(target).format == 'WEBP'
+
+
+def test_a_bad_picture_is_named_and_the_rest_goes_on(
+    weights: Path, tmp_path: Path, capsys: Any
+) -> None:
+    folder, out = tmp_path / 'in', tmp_path / 'out'
+    folder.mkdir()
+    Image.fromarray(PHOTO).save(folder / 'a.png')
+    (folder / 'b.png').write_bytes((folder / 'a.png').read_bytes()[:900])
+    Image.fromarray(PHOTO).save(folder / 'c.png')
+    assert run(folder, '-o', out, '-w', weights) == 1
+    assert sorted(p.name for p in out.iterdir()) == ['a_x2.png', 'c_x2.png']
+    errors = capsys.readouterr().err
+    assert 'b.png: not a whole, readable picture' in errors
+    assert '1 of 3 pictures failed' in errors
+
+
+@pytest.mark.parametrize(
+    ('inputs', 'output', 'message'),
+    [
+        (['missing.png'], 'out', 'missing.png: no such file or folder'),
+        (['empty'], 'out', 'empty: no pictures'),
+        (['a.txt'], 'out', "ending '.txt' is not that of a picture"),
+        (['a.png', 'b.png'], 'c.png', 'is one file, but there are 2 pictures'),
+        (['a.png'], 'a.png', 'is an input and would be overwritten'),
+        (['a.png', 'other/a.png'], 'out', 'would both become'),
+        (['a.png'], 'a.txt', 'is a file that does not end like a picture'),
+        ([], 'out', 'no pictures given'),
+    ],
+)
+def test_impossible_plans(inputs: list[str], output: str, message: str, tmp_path: Path) -> None:
+    for folder in ('empty', 'other'):
+        (tmp_path / folder).mkdir()
+    for name in ('a.png', 'b.png', 'a.txt', 'other/a.png'):
+        (tmp_path / name).touch()
+    with pytest.raises(InputError, match=message):
+        jobs.plan([tmp_path / name for name in inputs], tmp_path / output, scale=4)
+
+
+def test_errors_of_the_command_line(weights: Path, tmp_path: Path, capsys: Any) -> None:
+    Image.fromarray(PHOTO).save(tmp_path / 'a.png')
+    assert run(tmp_path / 'a.png', '-o', tmp_path, '-w', 'fmen_s_x9') == 2
+    assert 'error: fmen_s_x9 is neither a file nor a name' in capsys.readouterr().err
+    assert run(tmp_path / 'a.png', '-o', tmp_path) == 2  # no weights: tyro's own words
+    assert '--weights' in capsys.readouterr().err

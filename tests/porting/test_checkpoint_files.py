@@ -1,0 +1,219 @@
+"""Checkpoints on disk: exact, strict, and harmless."""
+
+import collections
+import json
+import pickle
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from fmen_jax import porting
+from fmen_jax.errors import InputError
+from fmen_jax.porting import checkpoint_files, pickled_tensors
+from tests.conftest import Golden
+
+torch = pytest.importorskip('torch')
+
+OFFICIAL = ['official/fmen_s_x4_github.pt', 'official/fmen_s_x4_ntire2022.pth']
+
+
+@pytest.fixture(params=['torch', 'without torch'])
+def reader(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Both ways to read a pickle."""
+    if request.param == 'without torch':
+        monkeypatch.setattr(checkpoint_files.importlib.util, 'find_spec', lambda name: None)
+    return request.param
+
+
+def assert_same_state(found: dict[str, Any], expected: dict[str, Any]) -> None:
+    """Keys, order, shapes, dtypes and every bit."""
+    assert list(found) == list(expected)
+    for key, array in expected.items():
+        assert found[key].shape == array.shape, key
+        assert found[key].dtype == array.dtype, key
+        assert found[key].tobytes() == array.tobytes(), key
+
+
+def torch_state(path: Path) -> dict[str, np.ndarray]:
+    """A checkpoint as PyTorch reads it."""
+    state = torch.load(path, map_location='cpu', weights_only=True)
+    return {key: tensor.numpy() for key, tensor in state.items()}
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize('name', OFFICIAL)
+def test_published_checkpoints_are_read_as_torch_reads_them(
+    name: str, shared: Callable[[str], Path], reader: str
+) -> None:
+    assert_same_state(porting.read(shared(name)), torch_state(shared(name)))
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize('ending', porting.ENDINGS)
+@pytest.mark.parametrize('name', OFFICIAL)
+def test_round_trip_of_published_checkpoints(
+    name: str, ending: str, shared: Callable[[str], Path], tmp_path: Path
+) -> None:
+    original = torch_state(shared(name))
+    ported = porting.to_variables(porting.read(shared(name)))
+    state = porting.to_state_dict(
+        ported.variables, ported.config, ported.graph, dialect=ported.dialect
+    )
+    path = tmp_path / f'out{ending}'
+    porting.write(path, state, {})
+    assert_same_state(porting.read(path), original)
+    if ending != '.safetensors':
+        assert_same_state(torch_state(path), original)
+    else:
+        from safetensors.torch import load_file
+
+        found = {key: tensor.numpy() for key, tensor in load_file(path).items()}
+        assert_same_state({key: found[key] for key in original}, original)
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize('ending', porting.ENDINGS)
+def test_round_trip_of_a_train_checkpoint(ending: str, tiny: Golden, tmp_path: Path) -> None:
+    original = tiny.below('train/')
+    original = {**original, 'warmup.1.bn1.num_batches_tracked': np.array(2**40)}
+    ported = porting.to_variables(original)
+    state = porting.to_state_dict(ported.variables, ported.config, ported.graph)
+    path = tmp_path / f'out{ending}'
+    porting.write(path, state, {'network': 'tiny'})
+    assert_same_state(porting.read(path), original)
+    assert not list(tmp_path.glob('.*'))  # nothing is left aside
+
+
+@pytest.mark.parametrize('dtype', [np.float16, np.float64, ml_dtypes.bfloat16])
+@pytest.mark.parametrize('ending', porting.ENDINGS)
+def test_other_dtypes_survive(ending: str, dtype: Any, tiny: Golden, tmp_path: Path) -> None:
+    state = {k: np.asarray(v, dtype) for k, v in tiny.below('deploy/').items() if k != 'y'}
+    path = tmp_path / f'out{ending}'
+    porting.write(path, state, {})
+    assert_same_state(porting.read(path), state)
+    porting.to_variables(porting.read(path))
+
+
+def test_views_of_one_storage(tmp_path: Path, reader: str) -> None:
+    """Slices, transposes and shared storages, as training code saves them."""
+    base = torch.arange(24.0)
+    tree = {
+        'a': base[3:9].view(2, 3),
+        'b': base.view(4, 6).t(),
+        'c': torch.nn.Parameter(base[:0]),
+        'd': torch.tensor(7),
+    }
+    torch.save(collections.OrderedDict(tree), tmp_path / 'views.pt')
+    expected = {key: tensor.detach().numpy() for key, tensor in tree.items()}
+    assert_same_state(porting.read(tmp_path / 'views.pt'), expected)
+
+
+class Malicious:
+    """A pickle that touches a file when it is read."""
+
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __reduce__(self) -> Any:
+        return (Path.touch, (self.target,))
+
+
+def test_a_malicious_pickle_does_not_run(tmp_path: Path, reader: str) -> None:
+    proof = tmp_path / 'executed'
+    bad = tmp_path / 'bad.pth'
+    torch.save({'head.weight': torch.zeros(1), 'x': Malicious(proof)}, bad)
+    with pytest.raises(InputError, match='refused, because reading it could run code'):
+        porting.read(bad)
+    assert not proof.exists()
+    torch.load(bad, weights_only=False)  # the twin: this file does run when it may
+    assert proof.exists()
+
+
+def test_attributes_cannot_be_reached_through_allowed_names(tmp_path: Path) -> None:
+    """The reader's own names are no ladder: what a pickle is given cannot be called with more."""
+    for module, name in [('builtins', 'eval'), ('torch', 'load'), ('collections', 'abc')]:
+        pickled = b'\x80\x02c' + f'{module}\n{name}\n'.encode() + b'.'
+        with zipfile.ZipFile(tmp_path / 'x.pt', 'w') as archive:
+            archive.writestr('x/data.pkl', pickled)
+        with pytest.raises(pickle.UnpicklingError, match=f'{module}.{name}'):
+            pickled_tensors.load(tmp_path / 'x.pt')
+
+
+@pytest.mark.parametrize(
+    ('shape', 'strides', 'offset'), [((5,), (1,), 0), ((2,), (1,), 3), ((2,), (-1,), 1)]
+)
+def test_a_tensor_outside_its_storage_is_refused(
+    shape: tuple[int, ...], strides: tuple[int, ...], offset: int
+) -> None:
+    with pytest.raises(pickled_tensors.BrokenFileError, match='a tensor'):
+        pickled_tensors._rebuild(np.arange(4.0), offset, shape, strides)
+    np.testing.assert_array_equal(pickled_tensors._rebuild(np.arange(4.0), 1, (2,), (2,)), [1, 3])
+
+
+@pytest.mark.parametrize('ending', porting.ENDINGS)
+@pytest.mark.parametrize('keep', [0, 7, 0.4, 0.9, 0.999])
+def test_a_truncated_file_is_one_clear_error(
+    ending: str, keep: float, tiny_x2: Golden, tmp_path: Path, reader: str
+) -> None:
+    path = tmp_path / f'cut{ending}'
+    state = tiny_x2.below('train/')
+    if ending == '.safetensors':
+        porting.write(path, state, {})
+    else:
+        torch.save({key: torch.from_numpy(array) for key, array in state.items()}, path)
+    content = path.read_bytes()
+    path.write_bytes(content[: int(keep if keep >= 1 else keep * len(content))])
+    with pytest.raises(InputError, match=f'cut{ending}: broken or truncated'):
+        porting.read(path)
+
+
+def test_a_key_twice_in_a_safetensors_file(tiny_x2: Golden, tmp_path: Path) -> None:
+    path = tmp_path / 'twice.safetensors'
+    porting.write(path, tiny_x2.below('train/'), {})
+    content = path.read_bytes()
+    end = 8 + int.from_bytes(content[:8], 'little')
+    header = content[8:end].decode().rstrip()
+    entry = json.dumps(json.loads(header)['head.bias'])
+    doubled = (header[:-1] + f',"head.bias":{entry}}}').encode()
+    path.write_bytes(len(doubled).to_bytes(8, 'little') + doubled + content[end:])
+    with pytest.raises(InputError, match=r'twice.safetensors: doubled in the file: head.bias'):
+        porting.read(path)
+
+
+def test_other_files_are_refused(tmp_path: Path, reader: str) -> None:
+    with pytest.raises(InputError, match='no such file'):
+        porting.read(tmp_path / 'missing.pt')
+    with pytest.raises(
+        InputError, match=r"ending '.onnx'.*expected one of .pt, .pth, .safetensors"
+    ):
+        porting.read(tmp_path / 'model.onnx')
+    torch.save([torch.zeros(1)], tmp_path / 'list.pt')
+    with pytest.raises(InputError, match='holds a list; expected tensors by name'):
+        porting.read(tmp_path / 'list.pt')
+
+
+def test_writing_pt_without_torch_says_what_to_do(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr(checkpoint_files.importlib.util, 'find_spec', lambda name: None)
+    with pytest.raises(InputError, match=r'needs PyTorch.*write\s+.safetensors'):
+        porting.write(tmp_path / 'out.pt', {}, {})
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_failing_write_leaves_the_old_file(tmp_path: Path, monkeypatch: Any) -> None:
+    path = tmp_path / 'out.pt'
+    path.write_bytes(b'old')
+
+    def save(state: Any, file: Path) -> None:
+        file.write_bytes(b'half')
+        raise OSError('no space left')
+
+    monkeypatch.setattr(torch, 'save', save)
+    with pytest.raises(OSError, match='no space left'):
+        porting.write(path, {}, {})
+    assert path.read_bytes() == b'old'
+    assert list(tmp_path.iterdir()) == [path]
