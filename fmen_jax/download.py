@@ -2,19 +2,18 @@
 
 import dataclasses
 import http.client
-import os
 import urllib.error
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
 import filelock
-import platformdirs
 
 from fmen_jax.errors import DownloadError, InputError
-from fmen_jax.files import sha256
+from fmen_jax.files import cache_folder, sha256
 
 _RAW = 'https://raw.githubusercontent.com'
+_NTIRE = f'{_RAW}/ofsoundof/NTIRE2022_ESR/044c9300a60595a11c4a921d335f5694187c17d0/model_zoo'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,17 +38,21 @@ PUBLISHED = {
         'Apache-2.0',
     ),
     'fmen_s_x4_ntire2022': Published(
-        f'{_RAW}/ofsoundof/NTIRE2022_ESR/044c9300a60595a11c4a921d335f5694187c17d0/'
-        'model_zoo/team03_fmen.pth',
+        f'{_NTIRE}/team03_fmen.pth',
         'f20cde0828068c5f50d3b64aa82c8a363fe6abc8d536d1a9fd4d09899f019bea',
         'MIT',
     ),
+    'e_rfdn_x4': Published(
+        f'{_NTIRE}/rfdn_baseline.pth',
+        '11af8ec8ebd68689e90ef1e29044f9804c72d3bd9f7573820b7b26035782760c',
+        'MIT',
+    ),
+    'rlfn_x4_ntire2022': Published(
+        f'{_NTIRE}/team04_rlfn.pth',
+        'ca81b7757708ce749ac3766589690db6c2729961d026c0137e7659924ec36622',
+        'MIT',
+    ),
 }
-
-
-def cache_folder() -> Path:
-    """Where downloads are kept: FMEN_JAX_CACHE, or the user's cache folder."""
-    return Path(os.environ.get('FMEN_JAX_CACHE') or platformdirs.user_cache_dir('fmen_jax'))
 
 
 def download(

@@ -1,10 +1,12 @@
-"""Files that are whole or absent, and their hashes."""
+"""Files that are whole or absent, their hashes, and the folder for those that can be remade."""
 
 import contextlib
 import hashlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
+
+import platformdirs
 
 
 @contextlib.contextmanager
@@ -20,6 +22,17 @@ def written_aside(path: Path) -> Iterator[Path]:
         aside.replace(path)
     finally:
         aside.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file, whole or not at all."""
+    with written_aside(path) as aside:
+        aside.write_text(text, encoding='utf-8')
+
+
+def cache_folder() -> Path:
+    """Where what can be remade is kept: FMEN_JAX_CACHE, or the user's cache folder."""
+    return Path(os.environ.get('FMEN_JAX_CACHE') or platformdirs.user_cache_dir('fmen_jax'))
 
 
 def sha256(path: Path) -> str:

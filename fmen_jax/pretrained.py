@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.linen import Module
 from jax.typing import ArrayLike
 
 from fmen_jax import porting
@@ -16,8 +17,7 @@ from fmen_jax.download import PUBLISHED, download
 from fmen_jax.errors import InputError
 from fmen_jax.files import sha256
 from fmen_jax.models import zoo
-from fmen_jax.models.fmen import FMEN, FMENConfig, Graph
-from fmen_jax.models.layers import Params
+from fmen_jax.models.layers import Graph, Params
 from fmen_jax.models.reparam import fold
 
 
@@ -28,7 +28,7 @@ class Network:
     Images are [N, H, W, 3], float, RGB in 0..255.
     """
 
-    config: FMENConfig
+    config: zoo.Config
     graph: Graph
     """'deploy', or a train graph, run as 'collapsed' or 'expanded' (in eval mode)."""
     variables: Params
@@ -39,7 +39,7 @@ class Network:
     """Of products, see `jax.default_matmul_precision`; 'default' is faster on accelerators."""
 
     @cached_property
-    def module(self) -> FMEN:
+    def module(self) -> Module:
         """The Flax module: `module.apply(variables, x)`."""
         return self.config.build(self.graph)
 
@@ -125,19 +125,21 @@ def describe(weights: str | Path) -> str:
     ported = porting.to_variables(porting.read(path))
     config, graph = ported.config, ported.graph
     state = porting.to_state_dict(ported.variables, config, graph, dialect=ported.dialect)
-    cost = zoo.cost(config.build(), 1, 1, config.n_colors)
+    cost = zoo.cost(config.build(), 256, 256, config.n_colors)
+    radius = config.receptive_radius
     lines = {
         'file': path,
         'sha256': sha256(path),
-        'network': f'{zoo.name_of(config) or "FMEN, of its own size"}, x{config.scale}',
+        'network': f'{zoo.name_of(config) or "of its own size"}, x{config.scale}',
         'graph': 'deploy' if graph == 'deploy' else 'train',
         'dialect': ported.dialect + (f', inside {ported.wrapper}' if ported.wrapper else ''),
         'configuration': config,
         'tensors': f'{len(state)}, {", ".join(sorted({str(a.dtype) for a in state.values()}))}',
         'parameters': f'{sum(a.size for a in jax.tree.leaves(ported.variables["params"])):,}'
         + ('' if graph == 'deploy' else f', {cost.parameters:,} when folded'),
-        'multiply-adds': f'{cost.multiply_adds:,} for each LR pixel, when folded',
-        'radius': f'{config.receptive_radius} LR pixels around each that its output depends on',
+        'multiply-adds': f'{cost.multiply_adds / 1e9:.2f} G for 256x256 LR pixels, when folded',
+        'radius': 'an output pixel depends on '
+        + (f'{radius} LR pixels on each side' if radius else 'the whole image'),
     }
     return '\n'.join(f'{name:<14} {value}' for name, value in lines.items())
 

@@ -11,8 +11,8 @@ import numpy as np
 import pyvips
 
 import fmen_jax
+from fmen_jax.data import images
 from fmen_jax.errors import FMENError
-from fmen_jax.inference import images
 from fmen_jax.inference.upscaler import Upscaler
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
+from fmen_jax.data import images
 from fmen_jax.errors import FMENError, InputError
-from fmen_jax.inference import images
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,7 +5,6 @@ Submodules carry the names of the published PyTorch checkpoints, so that a port 
 """
 
 import dataclasses
-from typing import Literal
 
 import flax.linen as nn
 import jax
@@ -13,15 +12,18 @@ import jax.numpy as jnp
 from jax import Array
 
 from fmen_jax.errors import InputError
-from fmen_jax.models.layers import BatchNorm, Conv, conv, leaky_relu, pad_border, pixel_shuffle
+from fmen_jax.models.layers import (
+    BatchNorm,
+    Conv,
+    Graph,
+    conv,
+    leaky_relu,
+    pad_border,
+    pixel_shuffle,
+)
 from fmen_jax.models.reparam import collapse
 
 SLOPE = 0.1
-
-Graph = Literal['expanded', 'collapsed', 'deploy']
-"""How the network runs. 'expanded' and 'collapsed' are the train graph, with the same variables
-and figures: every RRRB as its three convolutions, or folded to one on the way, at about the cost of
-'deploy'. 'deploy' is the folded network, with variables of its own (`reparam.fold`)."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,7 +4,8 @@ Arrays are NHWC, float, images in 0..255. A layer computes in the dtype of its i
 cast to it, so one set of variables serves float64, float32 and bfloat16.
 """
 
-from typing import Any
+from functools import partial
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -12,6 +13,11 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 Params = dict[str, Any]
+
+Graph = Literal['expanded', 'collapsed', 'deploy']
+"""How the network runs. 'expanded' and 'collapsed' are the train graph, with the same variables
+and figures: every RRRB as its three convolutions, or folded to one on the way, at about the cost of
+'deploy'. 'deploy' is the folded network, with variables of its own (`reparam.fold`)."""
 
 
 def uniform_fan_in(fan_in: int) -> nn.initializers.Initializer:
@@ -117,6 +123,7 @@ class BatchNorm(nn.Module):
         self.num_batches_tracked.value = self.num_batches_tracked.value + 1
 
 
+@partial(jax.jit, static_argnames='slope')  # so that it stands in a traced program by its name
 def leaky_relu(x: Array, slope: float) -> Array:
     """Return x where positive, else slope x; the derivative at 0 is `slope`, as in PyTorch."""
     return jnp.where(x > 0, x, slope * x)

@@ -5,7 +5,11 @@ from collections import Counter
 from collections.abc import Mapping
 
 from fmen_jax.errors import InputError
-from fmen_jax.models.fmen import FMENConfig, Graph
+from fmen_jax.models.fmen import FMENConfig
+from fmen_jax.models.layers import Graph
+from fmen_jax.models.rfdn import RFDNConfig
+from fmen_jax.models.rlfn import RLFNConfig
+from fmen_jax.models.zoo import Config
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -24,11 +28,11 @@ def _vote(shapes: Shapes, pattern: str, axis: int = 0) -> int | None:
     return sizes.most_common(1)[0][0] if sizes else None
 
 
-def _count(shapes: Shapes, prefix: str) -> int:
-    """How many of prefix0., prefix1., ... there are without a gap."""
+def _count(shapes: Shapes, prefix: str, start: int = 0) -> int:
+    """How many of prefix0., prefix1., ... there are without a gap, from `start`."""
     numbers = {m[1] for key in shapes if (m := re.match(re.escape(prefix) + r'(\d+)\.', key))}
     count = 0
-    while str(count) in numbers:
+    while str(start + count) in numbers:
         count += 1
     return count
 
@@ -39,14 +43,56 @@ def _ratio(shapes: Shapes, where: str) -> int | None:
     return rows // columns if rows and columns else None
 
 
-def find_fmen(shapes: Shapes) -> tuple[FMENConfig, Graph]:
-    """Configuration, scale included, and graph of an FMEN state dict in our spelling.
-
-    A deploy graph does not tell its expand ratios, and does not need them: they get the default.
+def find(shapes: Shapes) -> tuple[Config, Graph]:
+    """Configuration, scale included, and graph of a state dict in our spelling.
 
     Raises:
-      InputError: these are not the keys of an FMEN.
+      InputError: these are not the keys of a network we know.
     """
+    if any(re.match(r'B\d+\.c\d_r\.', key) for key in shapes):
+        return _find_rival(shapes), 'deploy'
+    return _find_fmen(shapes)
+
+
+def _find_rival(shapes: Shapes) -> RFDNConfig | RLFNConfig:
+    """E-RFDN distils (c1_d, ...), RLFN does not."""
+    n_feats = _vote(shapes, r'(fea_conv|LR_conv|B\d+\.c5)\.bias')
+    n_colors = _vote(shapes, r'fea_conv\.weight', 1) or 3
+    scale = _scale(shapes, 'upsampler.0', n_colors)
+    if not (n_feats and scale):
+        raise _unknown(shapes, 'an E-RFDN or RLFN', 'fea_conv.weight, B1.c1_r.weight, upsampler.0')
+    blocks = _count(shapes, 'B', start=1)
+    if any(re.match(r'B\d+\.c\d_d\.', key) for key in shapes):
+        return RFDNConfig(scale, n_feats, blocks, n_colors)
+    default = RLFNConfig()
+    return RLFNConfig(
+        scale=scale,
+        n_feats=n_feats,
+        mid_feats=_vote(shapes, r'B\d+\.c[12]_r\.bias') or default.mid_feats,
+        attention_feats=_vote(shapes, r'B\d+\.esa\.conv_f\.bias') or default.attention_feats,
+        blocks=blocks,
+        n_colors=n_colors,
+    )
+
+
+def _scale(shapes: Shapes, conv: str, n_colors: int) -> int | None:
+    """The scale of a last convolution of n_colors s^2 rows."""
+    squares = {n_colors * s * s: s for s in range(1, 17)}
+    rows = [shapes[k][0] for k in (f'{conv}.weight', f'{conv}.bias') if shapes.get(k)]
+    return next((squares[count] for count in rows if count in squares), None)
+
+
+def _unknown(shapes: Shapes, network: str, keys: str) -> InputError:
+    names = list(shapes)
+    found = ', '.join(names[:4]) + (f', ... ({len(names)} in all)' if len(names) > 4 else '')
+    return InputError(
+        f'these are not the weights of {network}: expected keys such as {keys} (the last with '
+        f'3 s^2 rows); found {found}.'
+    )
+
+
+def _find_fmen(shapes: Shapes) -> tuple[FMENConfig, Graph]:
+    """The deploy graph does not tell its expand ratios nor need them: they get the default."""
     graph: Graph = 'deploy'
     if any('.bn1.' in key or '.expand_conv.' in key for key in shapes):
         graph = 'collapsed'
@@ -55,14 +101,10 @@ def find_fmen(shapes: Shapes) -> tuple[FMENConfig, Graph]:
     warmup = _vote(shapes, r'warmup\.1\.(squeeze\.bias|bn2\.bias|convs.*\.rep_conv\.bias)')
     mid_feats = _vote(shapes, r'HFABs\.\d+\.(squeeze\.bias|bn2\.bias|convs.*\.rep_conv\.bias)')
     mid_feats = mid_feats or (warmup and warmup + 4)
-    squares = {n_colors * s * s: s for s in range(1, 17)}
-    tail = [shapes[k][0] for k in ('tail.0.weight', 'tail.0.bias') if shapes.get(k)]
-    scale = next((squares[rows] for rows in tail if rows in squares), None)
+    scale = _scale(shapes, 'tail.0', n_colors)
     if not (n_feats and mid_feats and scale):
-        raise InputError(
-            'these are not the weights of an FMEN: expected keys such as head.weight, '
-            f'warmup.1.squeeze.bias and tail.0.weight (3 s^2 rows); found {_some(shapes)}.'
-        )
+        keys = 'head.weight, warmup.1.squeeze.bias, tail.0.weight'
+        raise _unknown(shapes, 'an FMEN, E-RFDN or RLFN', keys)
     blocks = max(_count(shapes, 'ERBs.'), _count(shapes, 'HFABs.'))
     attention = ['warmup.1', *(f'HFABs.{i}' for i in range(blocks))]
     default = FMENConfig()
@@ -78,8 +120,3 @@ def find_fmen(shapes: Shapes) -> tuple[FMENConfig, Graph]:
         n_colors=n_colors,
     )
     return config, graph
-
-
-def _some(keys: Shapes) -> str:
-    names = list(keys)
-    return ', '.join(names[:4]) + (f', ... ({len(names)} in all)' if len(names) > 4 else '')

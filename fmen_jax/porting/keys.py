@@ -35,7 +35,10 @@ _KEYS = {leaf: key for key, (_, leaf) in _LEAVES.items()} | {'scale': 'weight'}
 _ORDER: tuple[str, ...] = (
     *('head', 'warmup', 'ERBs', 'HFABs', 'lr_conv', 'tail'),
     *('bn1', 'bn2', 'bn3', 'squeeze', 'convs', 'excitate'),
-    *('conv1', 'conv2', 'expand_conv', 'fea_conv', 'reduce_conv', 'rep_conv'),
+    *('expand_conv', 'fea_conv', 'reduce_conv', 'rep_conv'),
+    *('B', 'c1_d', 'c1_r', 'c2_d', 'c2_r', 'c3_d', 'c3_r', 'c4', 'c5', 'esa'),
+    *('conv1', 'conv_f', 'conv_max', 'conv2', 'conv3', 'conv3_', 'conv4'),
+    *('c', 'LR_conv', 'upsampler'),
     *('weight', 'bias', 'running_mean', 'running_var', 'num_batches_tracked'),
 )
 
@@ -66,7 +69,8 @@ def to_key(path: Path) -> str:
 
 def position(key: str) -> tuple[int, ...]:
     """Where a key in our spelling stands in a published state dict: a sort key."""
-    return tuple(int(p) if p.isdigit() else _ORDER.index(p) for p in key.split('.'))
+    parts = re.sub(r'^B(\d+)', r'B.\1', key).split('.')  # the rivals' blocks are B1, B2, ...
+    return tuple(int(part) if part.isdigit() else _ORDER.index(part) for part in parts)
 
 
 def rename(key: str, names: dict[str, str]) -> str:

@@ -11,10 +11,11 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from fmen_jax.errors import InputError
-from fmen_jax.models.fmen import FMENConfig, Graph
-from fmen_jax.models.layers import Params
+from fmen_jax.models.esa import MIN_SIZE
+from fmen_jax.models.layers import Graph, Params
+from fmen_jax.models.zoo import Config
 from fmen_jax.porting import keys
-from fmen_jax.porting.hyperparameters import find_fmen
+from fmen_jax.porting.hyperparameters import find
 
 StateDict = dict[str, np.ndarray]
 
@@ -27,7 +28,7 @@ _PREFIXES = ('module.', 'model.')
 class Ported:
     """A state dict as a network of ours."""
 
-    config: FMENConfig
+    config: Config
     graph: Graph
     """'deploy', or 'collapsed' for a train graph (which also runs as 'expanded')."""
     variables: Params
@@ -64,9 +65,9 @@ def unwrap(tree: Mapping[str, Any]) -> tuple[StateDict, str]:
 
 
 @lru_cache
-def _expected(config: FMENConfig, graph: Graph) -> dict[str, tuple[tuple[int, ...], bool]]:
+def _expected(config: Config, graph: Graph) -> dict[str, tuple[tuple[int, ...], bool]]:
     """Key -> (shape in PyTorch's layout, whether it is a count), in the published order."""
-    shape = (1, 1, 1, config.n_colors)
+    shape = (1, MIN_SIZE, MIN_SIZE, config.n_colors)
     module = config.build(graph)
     tree = jax.eval_shape(module.init, jax.random.key(0), jax.ShapeDtypeStruct(shape, jnp.float32))
     leaves = cast('dict[keys.Path, jax.ShapeDtypeStruct]', flatten_dict(cast('Params', tree)))
@@ -78,7 +79,7 @@ def _expected(config: FMENConfig, graph: Graph) -> dict[str, tuple[tuple[int, ..
     return {key: found[key] for key in sorted(found, key=keys.position)}
 
 
-def _check(state: StateDict, config: FMENConfig, graph: Graph) -> None:
+def _check(state: StateDict, config: Config, graph: Graph) -> None:
     """Compare with what the configuration needs; all faults in one error."""
     expected = _expected(config, graph)
     faults = [f'missing: {key}' for key in expected if key not in state]
@@ -104,7 +105,7 @@ def to_variables(tree: Mapping[str, Any]) -> Ported:
       tree: key -> array in PyTorch's layout, of either dialect, perhaps wrapped.
 
     Raises:
-      InputError: not an FMEN, or keys missing, unexpected, doubled or misshapen: all listed.
+      InputError: not a network we know, or keys missing, unexpected, doubled or misshapen (all).
     """
     state, wrapper = unwrap(tree)
     found = {key.partition('.')[0] for key in state}
@@ -116,14 +117,14 @@ def to_variables(tree: Mapping[str, Any]) -> Ported:
         if (name := keys.rename(key, ours)) in spelled:
             raise InputError(f'{key} and {name} are two keys for one tensor: remove one of them.')
         spelled[name] = value
-    config, graph = find_fmen({key: value.shape for key, value in spelled.items()})
+    config, graph = find({key: value.shape for key, value in spelled.items()})
     _check(spelled, config, graph)
     flat = {keys.to_path(key): keys.to_flax_layout(value) for key, value in spelled.items()}
     return Ported(config, graph, unflatten_dict(flat), dialect, wrapper)
 
 
 def to_state_dict(
-    variables: Params, config: FMENConfig, graph: Graph, *, dialect: str = 'github'
+    variables: Params, config: Config, graph: Graph, *, dialect: str = 'github'
 ) -> StateDict:
     """Variables -> a bare state dict with the keys, order, shapes and dtypes of the published code.
 

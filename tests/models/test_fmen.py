@@ -12,7 +12,8 @@ import pytest
 
 from fmen_jax import porting
 from fmen_jax.errors import InputError
-from fmen_jax.models.fmen import FMENConfig, Graph
+from fmen_jax.models.fmen import FMENConfig
+from fmen_jax.models.layers import Graph
 from tests.conftest import Golden, assert_close, corrupted, differs
 
 pytestmark = pytest.mark.usefixtures('x64')

@@ -9,9 +9,9 @@ import pyvips
 import skimage.data
 from PIL import Image, ImageCms
 
+from fmen_jax.data import images
+from fmen_jax.data.images import Picture
 from fmen_jax.errors import InputError
-from fmen_jax.inference import images
-from fmen_jax.inference.images import Picture
 
 RGB = skimage.data.astronaut()[:50, :70]
 GRAY = skimage.data.camera()[:50, :70]

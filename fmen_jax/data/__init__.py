@@ -1,0 +1,1 @@
+"""Pictures, and how smaller ones are made of them."""

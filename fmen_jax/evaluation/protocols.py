@@ -1,0 +1,85 @@
+"""How published figures were measured: colour, crop and rounding, under a name."""
+
+import dataclasses
+from typing import Any, Literal, NamedTuple
+
+from fmen_jax.errors import InputError
+from fmen_jax.evaluation import metrics
+
+
+class Score(NamedTuple):
+    """PSNR in dB and SSIM."""
+
+    psnr: Any
+    ssim: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Protocol:
+    """One way to measure. Images are [H, W, 3], float, RGB in 0..255."""
+
+    name: str
+    colour: Literal['y', 'rgb']
+    """'y': BT.601 studio luma, not rounded; 'rgb': all channels, SSIM as their mean."""
+    crop_scales: int = 0
+    """Pixels cropped at each border, in multiples of the scale, ..."""
+    crop_pixels: int = 0
+    """... and in addition to that."""
+    rounded: bool = True
+    """Whether the output is clamped and rounded to 8 bits before it is compared."""
+
+    def crop(self, scale: int) -> int:
+        """Pixels cropped at each border."""
+        return self.crop_scales * scale + self.crop_pixels
+
+    def score(self, output: Any, target: Any, *, scale: int) -> Score:
+        """Compare two images, [H, W, 3] floats of numpy or JAX (also under jit).
+
+        Raises:
+          InputError: images of different shapes, or too small for the crop.
+        """
+        if self.rounded:
+            xp = output.__array_namespace__()
+            output = xp.clip(xp.round(output), 0, 255)
+        if self.colour == 'y':
+            output, target = metrics.luma(output), metrics.luma(target)
+        crop = self.crop(scale)
+        if min(output.shape[:2]) <= 2 * crop:
+            raise InputError(
+                f'an image of {output.shape[1]}x{output.shape[0]} has nothing left when {crop} '
+                f'pixels are cropped at each border, as protocol {self.name!r} says.'
+            )
+        inside = slice(crop, -crop if crop else None)
+        output, target = output[inside, inside], target[inside, inside]
+        return Score(metrics.psnr(output, target), metrics.ssim(output, target))
+
+    def __str__(self) -> str:
+        """Its name, and all it says, on one line."""
+        crops = [f'{self.crop_scales} x scale'] * bool(self.crop_scales)
+        crops += [str(self.crop_pixels)] * bool(self.crop_pixels)
+        return (
+            f'{self.name} ({"BT.601 luma" if self.colour == "y" else "RGB"}, '
+            f'{" + ".join(crops) or "0"} pixels cropped, '
+            f'{"rounded to 8 bits" if self.rounded else "not rounded"})'
+        )
+
+
+PROTOCOLS = {
+    protocol.name: protocol
+    for protocol in (
+        Protocol('y', 'y', crop_scales=1),  # most papers
+        Protocol('edsr-div2k', 'rgb', crop_scales=1, crop_pixels=6),  # EDSR on DIV2K
+        Protocol('ntire-esr', 'rgb', crop_pixels=4),  # NTIRE's efficient SR challenges
+    )
+}
+
+
+def protocol(name: str) -> Protocol:
+    """The protocol of a name.
+
+    Raises:
+      InputError: there is none.
+    """
+    if name not in PROTOCOLS:
+        raise InputError(f'no protocol is named {name!r}; there are {", ".join(PROTOCOLS)}.')
+    return PROTOCOLS[name]

@@ -1,0 +1,83 @@
+"""RLFN: the runtime winner of the NTIRE 2022 challenge on efficient super-resolution.
+
+Kong et al., Residual Local Feature Network, CVPR Workshops 2022, arXiv 2205.07514. Images are
+[N, H, W, 3], float, RGB in 0..255; names are those of the published checkpoint.
+"""
+
+import dataclasses
+
+import flax.linen as nn
+from jax import Array
+
+from fmen_jax.models.esa import ESA, SLOPE
+from fmen_jax.models.layers import Conv, Graph, leaky_relu, pixel_shuffle
+
+
+@dataclasses.dataclass(frozen=True)
+class RLFNConfig:
+    """The hyper-parameters; the defaults are those of the challenge."""
+
+    scale: int = 4
+    """Upscaling factor."""
+    n_feats: int = 46
+    """Channels of the backbone."""
+    mid_feats: int = 48
+    """Channels inside the blocks."""
+    attention_feats: int = 16
+    """Channels inside the attention."""
+    blocks: int = 4
+    """Residual local feature blocks."""
+    n_colors: int = 3
+    """Channels of the image."""
+
+    receptive_radius = None
+    """The attention sees the whole image."""
+
+    def build(self, graph: Graph = 'deploy') -> 'RLFN':
+        """The network as a Flax module; it has one graph only."""
+        del graph
+        return RLFN(self)
+
+
+class RLFB(nn.Module):
+    """Residual local feature block.
+
+    x -+- c1_r - act - c2_r - act - c3_r - act -(+)- c5 1x1 - ESA
+       +-----------------------------------------+
+    """
+
+    config: RLFNConfig
+
+    def setup(self) -> None:
+        n, m = self.config.n_feats, self.config.mid_feats
+        self.c1_r, self.c2_r, self.c3_r = Conv(n, m), Conv(m, m), Conv(m, n)
+        self.c5 = Conv(n, n, size=1)
+        self.esa = ESA(n, self.config.attention_feats, short=True)
+
+    def __call__(self, x: Array) -> Array:
+        h = x
+        for conv in (self.c1_r, self.c2_r, self.c3_r):
+            h = leaky_relu(conv(h), SLOPE)
+        return self.esa(self.c5(h + x))
+
+
+class RLFN(nn.Module):
+    """The network: blocks in a row, a long skip, pixel shuffle."""
+
+    config: RLFNConfig
+
+    def setup(self) -> None:
+        c, n = self.config, self.config.n_feats
+        self.fea_conv = Conv(c.n_colors, n)
+        for i in range(c.blocks):
+            setattr(self, f'B{i + 1}', RLFB(c))
+        self.LR_conv = Conv(n, n)
+        self.upsampler = [Conv(n, c.n_colors * c.scale**2)]
+
+    def __call__(self, x: Array, *, train: bool = False) -> Array:
+        """[N, H, W, 3] in 0..255 -> [N, scale H, scale W, 3], not clamped; H and W 15 at least."""
+        del train  # there is nothing that behaves otherwise
+        first = h = self.fea_conv(x)
+        for i in range(self.config.blocks):
+            h = getattr(self, f'B{i + 1}')(h)
+        return pixel_shuffle(self.upsampler[0](self.LR_conv(h) + first), self.config.scale)
