@@ -101,16 +101,16 @@ def _taps(size: int, ratio: Fraction, edges: str) -> tuple[np.ndarray, np.ndarra
     return np.where(index < size, index, 2 * size - 1 - index), weight
 
 
-def _along(values: np.ndarray, axis: int) -> np.ndarray:
-    """[new size] as a factor along an axis (counted from the end) of an image."""
-    return values.reshape(-1, *[1] * (-1 - axis))
+def _along(values: np.ndarray, axis: int, rank: int) -> np.ndarray:
+    """[new size] as a factor along an axis (counted from the end) of an image of that rank."""
+    return np.expand_dims(values, [i for i in range(-rank, 0) if i != axis])
 
 
 def _float_pass(x: Any, taps: tuple[np.ndarray, np.ndarray], axis: int, xp: ModuleType) -> Any:
     index, weight = taps
     weight = weight.astype(x.dtype)
     return sum(
-        xp.take(x, index[:, k], axis=axis) * _along(weight[:, k], axis)
+        xp.take(x, index[:, k], axis=axis) * _along(weight[:, k], axis, x.ndim)
         for k in range(index.shape[1])
     )
 
@@ -131,6 +131,7 @@ def _integer_pass(x: Any, taps: tuple[np.ndarray, np.ndarray], axis: int, xp: Mo
     for k in range(index.shape[1]):
         tap = xp.take(x, index[:, k], axis=axis)
         sums = [
-            s + tap * _along(part[:, k], axis) for s, part in zip(sums, (high, low), strict=True)
+            s + tap * _along(part[:, k], axis, x.ndim)
+            for s, part in zip(sums, (high, low), strict=True)
         ]
     return xp.clip((sums[0] + (sums[1] >> 16)) >> 16, 0, 255).astype(np.uint8)

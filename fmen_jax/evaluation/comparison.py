@@ -59,7 +59,7 @@ def compare(
     width: int,
     *,
     rounds: int = 10,
-    report: Callable[[], None] | None = None,
+    report: Callable[[], object] | None = None,
 ) -> list[Row]:
     """Compare networks on one LR image of height x width; the first is the measure of the ratios.
 

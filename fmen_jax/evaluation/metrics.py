@@ -17,7 +17,8 @@ _WINDOW, _SIGMA, _K1, _K2, _PEAK = 11, 1.5, 0.01, 0.03, 255.0
 
 def luma(rgb: Any) -> Any:
     """[..., 3] in 0..255 -> [..., 1], BT.601 luma in 16..235, not rounded."""
-    return (rgb * _LUMA.astype(rgb.dtype)).sum(-1, keepdims=True) + 16
+    weights = _LUMA.astype(rgb.dtype).reshape(*[1] * (rgb.ndim - 1), 3)
+    return (rgb * weights).sum(-1, keepdims=True) + 16
 
 
 def _check(a: Any, b: Any) -> None:

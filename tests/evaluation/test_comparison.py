@@ -1,0 +1,69 @@
+"""`fmen-jax compare`: costs side by side."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fmen_jax.cli import main
+from fmen_jax.evaluation import comparison
+from fmen_jax.models import zoo
+from fmen_jax.models.fmen import FMENConfig
+from fmen_jax.models.rfdn import RFDNConfig
+from tests.evaluation.test_benchmark import cache, lay_out, weights
+
+__all__ = ['cache', 'weights']  # fixtures
+
+
+def test_rows_are_counted_and_measured() -> None:
+    small = FMENConfig(n_feats=6, mid_feats=6, down_blocks=1, up_blocks=(1, 1))
+    entries = [
+        comparison.Entry('a', small),
+        comparison.Entry('b', RFDNConfig(n_feats=8, blocks=1), psnr=30.0),
+    ]
+    rounds = []
+    first, second = comparison.compare(
+        entries, 20, 24, rounds=3, report=lambda: rounds.append(None)
+    )
+    assert len(rounds) == 3
+    cost = zoo.cost(small.build(), 20, 24)
+    assert (first.parameters, first.multiply_adds) == (cost.parameters, cost.multiply_adds)
+    assert first.flops == cost.multiply_adds
+    assert second.flops > second.multiply_adds  # NTIRE counts E-RFDN's activations
+    assert (first.time_ratio, first.memory_ratio) == (1, 1)
+    assert second.memory_ratio == second.peak_bytes / first.peak_bytes
+    # At least input, output and weights, in float32.
+    assert first.peak_bytes >= 4 * (20 * 24 * 3 * 17 + cost.parameters)
+    assert '| b | 24x20 |' in comparison.as_markdown([first, second])
+    assert comparison.as_markdown([second]).rstrip().endswith('| 30.00 |')
+
+
+def run(*args: Any) -> int:
+    with pytest.raises(SystemExit) as ended:
+        main(['compare', *map(str, args)])
+    assert isinstance(ended.value.code, int)
+    return ended.value.code
+
+
+def test_command_line(weights: Path, tmp_path: Path, capsys: Any) -> None:
+    bench = lay_out(tmp_path / 'bench', 'EDSR')
+    options = ('--json', tmp_path / 'x.json', '--markdown', tmp_path / 'x.md')
+    plot = ('--plot', tmp_path / 'x.png', '--data', bench)
+    assert run('--networks', weights, '--sizes', '16x20', '--rounds', 2, *options, *plot) == 0
+    row = json.loads((tmp_path / 'x.json').read_text())[0]
+    assert (row['name'], row['size']) == ('tiny', '16x20')
+    assert row['psnr'] > 0
+    assert (tmp_path / 'x.md').read_text().strip() == capsys.readouterr().out.strip()
+    with Image.open(tmp_path / 'x.png') as picture:
+        assert picture.size == (840, 540)
+        assert len(np.unique(np.asarray(picture))) > 50  # something is drawn
+
+
+def test_faults(weights: Path, tmp_path: Path, capsys: Any) -> None:
+    assert run('--networks', weights, '--sizes', '16*20') == 2
+    assert "'16*20' is not a size; expected width x height" in capsys.readouterr().err
+    assert run('--plot', tmp_path / 'x.png') == 2
+    assert '--plot needs --data' in capsys.readouterr().err
