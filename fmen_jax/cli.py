@@ -113,6 +113,7 @@ def evaluate(
     from fmen_jax import pretrained
     from fmen_jax.compiler import keep_compiled
     from fmen_jax.data import images
+    from fmen_jax.data.pairs import find_pairs
     from fmen_jax.evaluation import benchmark, protocols, report
     from fmen_jax.evaluation.sheet import Sheet
     from fmen_jax.files import write_text
@@ -125,7 +126,7 @@ def evaluate(
     keep_compiled()
     upscalers = {name: Upscaler(pretrained.load(name)) for name in weights}
     work = [
-        (_label(name, weights), _label(folder, data), upscaler, benchmark.find_pairs(folder, scale))
+        (_label(name, weights), _label(folder, data), upscaler, find_pairs(folder, scale))
         for name, upscaler in upscalers.items()
         for folder in data
         for scale in [upscaler.scale]
@@ -188,6 +189,7 @@ def compare(
 
     from fmen_jax.compiler import keep_compiled
     from fmen_jax.data import images
+    from fmen_jax.data.pairs import find_pairs
     from fmen_jax.evaluation import benchmark, comparison, protocols
     from fmen_jax.files import write_text
     from fmen_jax.inference.upscaler import Upscaler
@@ -211,7 +213,7 @@ def compare(
         if data:
             scores = benchmark.evaluate(
                 Upscaler(net),
-                benchmark.find_pairs(data, net.config.scale),
+                find_pairs(data, net.config.scale),
                 scale=net.config.scale,
                 protocol=protocols.protocol('y'),
             )

@@ -10,6 +10,8 @@ import jax
 import numpy as np
 import pytest
 
+from fmen_jax import porting
+
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 
 pytest_plugins = ['pytester']
@@ -77,6 +79,21 @@ def tiny(request: pytest.FixtureRequest) -> Golden:
 def tiny_x2() -> Golden:
     """One of them, for tests of files and errors."""
     return Golden(ROOT / 'tests/golden/tiny_x2.npz')
+
+
+@pytest.fixture
+def weights(tiny_x2: Golden, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of a small x2 network, a train graph."""
+    path = tmp_path_factory.mktemp('weights') / 'tiny.safetensors'
+    porting.write(path, tiny_x2.below('train/'), {})
+    return path
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache folder of the test's own."""
+    monkeypatch.setenv('FMEN_JAX_CACHE', str(tmp_path / 'cache'))
+    return tmp_path / 'cache'
 
 
 def corrupted(tree: Any, by: float = 1e-4) -> Any:

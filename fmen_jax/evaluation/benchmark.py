@@ -1,114 +1,13 @@
-"""Benchmark folders: which pictures belong together, and how a network scores on them."""
+"""How a network scores on the pairs of a benchmark."""
 
 import dataclasses
-import hashlib
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import numpy as np
 
-from fmen_jax.data import images
 from fmen_jax.data.bicubic import imresize
-from fmen_jax.errors import InputError
+from fmen_jax.data.pairs import Loaded, Pair, load_pair
 from fmen_jax.evaluation.protocols import Protocol, Score
-from fmen_jax.files import cache_folder
-
-# The usual layouts: where the HR pictures are, and the LR one of NAME; s is the scale.
-_LAYOUTS = (
-    ('image_SRF_{s}', '{stem}_HR.png', 'image_SRF_{s}/{stem}_LR.png'),  # SelfExSR
-    ('HR', '{stem}.png', 'LR_bicubic/X{s}/{stem}x{s}.png'),  # EDSR's benchmarks
-    ('{folder}_HR', '{stem}.png', '{folder}_LR_bicubic/X{s}/{stem}x{s}.png'),  # DIV2K
-    ('GTmod12', '{stem}.png', 'LRbicx{s}/{stem}.png'),  # BasicSR
-)
-
-
-@dataclasses.dataclass(frozen=True)
-class Pair:
-    """A picture in both sizes."""
-
-    name: str
-    hr: Path
-    lr: Path | None
-    """None: it is made of the HR picture by our imresize, convention 'edsr', and cached."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Loaded:
-    """A pair in memory, RGB uint8 (a gray picture has three equal channels)."""
-
-    name: str
-    lr: np.ndarray
-    hr: np.ndarray
-    """[scale H, scale W, 3]; cropped to that at the right and below if it was larger."""
-
-
-def find_pairs(folder: Path, scale: int) -> list[Pair]:
-    """The pairs of a benchmark folder, in one of the usual layouts, or of a folder of HR pictures.
-
-    Raises:
-      InputError: no such folder, no pictures, or an LR picture without its partner or the reverse.
-    """
-    if not folder.is_dir():
-        raise InputError(f'{folder}: no such folder.')
-    for hr_folder, hr_name, lr_path in _LAYOUTS:
-        names = {'s': scale, 'folder': folder.name}
-        home = folder / hr_folder.format(**names)
-        suffix = hr_name.removeprefix('{stem}')
-        found = sorted(home.glob(f'*{suffix}')) if home.is_dir() else []
-        stems = [path.name.removesuffix(suffix) for path in found]
-        if not stems:
-            continue
-        lr_files = [folder / lr_path.format(stem=stem, **names) for stem in stems]
-        if not lr_files[0].parent.is_dir():
-            return [Pair(p.name.removesuffix(suffix), p, None) for p in found]
-        if missing := [path for path in lr_files if not path.is_file()]:
-            raise InputError(
-                f'{folder}: {len(missing)} of {len(lr_files)} LR pictures are missing, such as '
-                f'{missing[0]}: add them, or take their folder away to have them all made.'
-            )
-        return [Pair(*pair) for pair in zip(stems, found, lr_files, strict=True)]
-    pictures = sorted(p for p in folder.iterdir() if p.suffix.lower() in images.ENDINGS)
-    if not pictures:
-        raise InputError(
-            f'{folder}: no pictures for x{scale}. Expected HR pictures, or one of the layouts '
-            + ', '.join(
-                f'{home}/{name}'.format(s=scale, folder=folder.name, stem='*')
-                for home, name, _ in _LAYOUTS
-            )
-            + '.'
-        )
-    return [Pair(path.stem, path, None) for path in pictures]
-
-
-def load_pair(pair: Pair, scale: int) -> Loaded:
-    """Read both pictures.
-
-    Raises:
-      InputError: one cannot be read (16 bit and transparency are refused), or their sizes differ by
-        another factor than the scale.
-    """
-    hr = images.read(pair.hr).pixels
-    height, width = (size // scale for size in hr.shape[:2])
-    lr = (
-        images.read(pair.lr).pixels
-        if pair.lr
-        else _made(hr[: height * scale, : width * scale], scale)
-    )
-    if lr.shape[:2] != (height, width):
-        raise InputError(
-            f'{pair.lr} is {lr.shape[1]}x{lr.shape[0]} and {pair.hr} {hr.shape[1]}x{hr.shape[0]}: '
-            f'expected {width}x{height} for x{scale}.'
-        )
-    return Loaded(pair.name, lr, hr[: height * scale, : width * scale])
-
-
-def _made(hr: np.ndarray, scale: int) -> np.ndarray:
-    """The LR picture of an HR one, kept in the cache by its content."""
-    digest = hashlib.sha256(hr.tobytes()).hexdigest()[:32]
-    path = cache_folder() / 'lr' / f'{digest}_x{scale}.png'
-    if not path.exists():
-        images.write(path, images.Picture(imresize(hr, 1 / scale)))
-    return images.read(path).pixels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,7 +55,7 @@ def evaluate(
 
     Args:
       upscale: [H, W, 3] uint8 -> [scale H, scale W, 3].
-      pairs: of `find_pairs`.
+      pairs: of `fmen_jax.data.pairs.find_pairs`.
       scale: the factor.
       protocol: how to measure.
       inspect: called with each pair, the output and its score, for pictures of them.

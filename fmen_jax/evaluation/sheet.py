@@ -4,8 +4,9 @@ import dataclasses
 
 import numpy as np
 
+from fmen_jax.data.pairs import Loaded
 from fmen_jax.errors import InputError
-from fmen_jax.evaluation.benchmark import ImageScore, Loaded, upscale_bicubic
+from fmen_jax.evaluation.benchmark import ImageScore, upscale_bicubic
 
 _TILE = 192
 """Pixels of a crop in HR: a multiple of 2, 3 and 4."""

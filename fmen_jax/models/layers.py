@@ -119,7 +119,7 @@ class BatchNorm(nn.Module):
         unbiased = var * (count / (count - 1))
         for running, batch in ((self.mean, mean), (self.var, unbiased)):
             new = running.value + self.momentum * (batch - running.value)
-            running.value = lax.stop_gradient(new).astype(running.value.dtype)
+            running.value = new.astype(running.value.dtype)
         self.num_batches_tracked.value = self.num_batches_tracked.value + 1
 
 

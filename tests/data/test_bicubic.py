@@ -13,8 +13,8 @@ import pytest
 
 from fmen_jax.data import images
 from fmen_jax.data.bicubic import CONVENTIONS, imresize
+from fmen_jax.data.pairs import find_pairs
 from fmen_jax.errors import InputError
-from fmen_jax.evaluation.benchmark import find_pairs
 from tests.conftest import assert_close
 
 

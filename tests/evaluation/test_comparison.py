@@ -13,9 +13,9 @@ from fmen_jax.evaluation import comparison
 from fmen_jax.models import zoo
 from fmen_jax.models.fmen import FMENConfig
 from fmen_jax.models.rfdn import RFDNConfig
-from tests.evaluation.test_benchmark import cache, lay_out, weights
+from tests.data.test_pairs import lay_out
 
-__all__ = ['cache', 'weights']  # fixtures
+pytestmark = pytest.mark.usefixtures('cache')
 
 
 def test_rows_are_counted_and_measured() -> None:

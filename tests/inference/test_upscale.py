@@ -10,23 +10,16 @@ import pytest
 import skimage.data
 from PIL import Image
 
-from fmen_jax import porting
 from fmen_jax.cli import main
 from fmen_jax.errors import InputError
 from fmen_jax.inference import jobs, upscaler
 from fmen_jax.inference.upscaler import Upscaler
 from fmen_jax.pretrained import load
-from tests.conftest import ROOT, Golden
+from tests.conftest import ROOT
+
+pytestmark = pytest.mark.usefixtures('cache')
 
 PHOTO = skimage.data.astronaut()[:24, :31]
-
-
-@pytest.fixture
-def weights(tiny_x2: Golden, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small x2 network, as a train graph."""
-    path = tmp_path_factory.mktemp('weights') / 'tiny.safetensors'
-    porting.write(path, tiny_x2.below('train/'), {})
-    return path
 
 
 def run(*args: Any) -> int:

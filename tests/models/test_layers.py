@@ -37,6 +37,11 @@ def test_batch_norm_is_pytorchs_over_many_steps() -> None:
         zero = theirs(torch.zeros(1, 5, 1, 1, dtype=torch.float64)).detach().numpy()
         theirs.train()
         assert_close(border, zero[0, :, 0, 0], 1e-12)
+        # the border's value moves with gain and shift, not with the statistics of the batch
+        slope = jax.grad(
+            lambda x, v=variables: module.apply(v, x, train=True, mutable='batch_stats')[0][1].sum()
+        )
+        assert_close(slope(jnp.asarray(x)), np.zeros_like(x), 0)
     stats = variables['batch_stats']
     assert_close(stats['mean'], theirs.running_mean.numpy(), 1e-12)
     assert_close(stats['var'], theirs.running_var.numpy(), 1e-12)

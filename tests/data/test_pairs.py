@@ -1,0 +1,84 @@
+"""Folders in the layouts of the field."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import skimage.data
+from PIL import Image
+
+from fmen_jax.data.bicubic import imresize
+from fmen_jax.data.pairs import find_pairs, load_pair
+from fmen_jax.errors import InputError
+
+PHOTO = skimage.data.astronaut()[100:157, 150:223]  # 57 x 73: odd on purpose
+
+
+def save(path: Path, pixels: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path)
+
+
+def lay_out(folder: Path, layout: str, scale: int = 2) -> Path:
+    """A benchmark of two pictures, one gray, in a layout."""
+    for name, hr in [('a', PHOTO), ('b', PHOTO[::-1, :, 0])]:
+        height, width = (size // scale * scale for size in hr.shape[:2])
+        pixels = hr[:height, :width].reshape(height, width, -1)
+        lr = imresize(pixels, 1 / scale).squeeze()
+        if layout == 'SelfExSR':
+            save(folder / f'image_SRF_{scale}/{name}_SRF_{scale}_HR.png', hr)
+            save(folder / f'image_SRF_{scale}/{name}_SRF_{scale}_LR.png', lr)
+        elif layout == 'EDSR':
+            save(folder / f'HR/{name}.png', hr)
+            save(folder / f'LR_bicubic/X{scale}/{name}x{scale}.png', lr)
+        elif layout == 'DIV2K':
+            save(folder / f'{folder.name}_HR/{name}.png', hr)
+            save(folder / f'{folder.name}_LR_bicubic/X{scale}/{name}x{scale}.png', lr)
+        elif layout == 'BasicSR':
+            save(folder / f'GTmod12/{name}.png', hr)
+            save(folder / f'LRbicx{scale}/{name}.png', lr)
+        elif layout == 'HR folder':
+            save(folder / f'HR/{name}.png', hr)
+        else:
+            save(folder / f'{name}.png', hr)
+    return folder
+
+
+LAYOUTS = ['SelfExSR', 'EDSR', 'DIV2K', 'BasicSR', 'HR folder', 'HR alone']
+
+
+@pytest.mark.parametrize('scale', [2, 3])
+@pytest.mark.parametrize('layout', LAYOUTS)
+def test_layouts(layout: str, scale: int, tmp_path: Path, cache: Path) -> None:
+    """All give the same pairs; LR files that are not there are made, once."""
+    pairs = find_pairs(lay_out(tmp_path / 'bench', layout, scale), scale)
+    made = 'HR' in layout.split()
+    assert [pair.lr is None for pair in pairs] == [made, made]
+    for _ in range(2):
+        first, second = (load_pair(pair, scale) for pair in pairs)
+        height, width = (size // scale * scale for size in PHOTO.shape[:2])
+        np.testing.assert_array_equal(first.hr, PHOTO[:height, :width])
+        np.testing.assert_array_equal(first.lr, imresize(first.hr, 1 / scale))
+        assert second.hr.shape == first.hr.shape  # gray, in three equal channels
+        assert (second.hr == second.hr[..., :1]).all()
+        assert len(list(cache.glob('lr/*.png'))) == 2 * made
+
+
+def test_faults_of_folders(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match='missing: no such folder'):
+        find_pairs(tmp_path / 'missing', 2)
+    (tmp_path / 'empty').mkdir()
+    with pytest.raises(InputError, match=r'no pictures for x2.*image_SRF_2/\*_HR.png, HR/\*.png'):
+        find_pairs(tmp_path / 'empty', 2)
+    folder = lay_out(tmp_path / 'lost', 'EDSR')
+    (folder / 'LR_bicubic/X2/bx2.png').unlink()
+    with pytest.raises(InputError, match=r'1 of 2 LR pictures are missing, such as .*bx2.png'):
+        find_pairs(folder, 2)
+    folder = lay_out(tmp_path / 'sizes', 'EDSR')
+    save(folder / 'LR_bicubic/X2/ax2.png', PHOTO[:20])
+    with pytest.raises(InputError, match=r'ax2.png is 73x20 and .*a.png 73x57: expected 36x28'):
+        load_pair(find_pairs(folder, 2)[0], 2)
+    folder = lay_out(tmp_path / 'deep', 'EDSR')
+    save(folder / 'HR/a.png', PHOTO[..., 0].astype(np.uint16) * 257)
+    with pytest.raises(InputError, match='a.png: is not 8 bit'):
+        load_pair(find_pairs(folder, 2)[0], 2)
