@@ -42,6 +42,14 @@ def config(name: str, *, scale: int = 4) -> Config:
     return dataclasses.replace(NETWORKS[name], scale=scale)
 
 
+def fmen(name: str, *, scale: int = 4) -> FMENConfig:
+    """`config`, for a name that is an FMEN's: what can be trained here."""
+    found = config(name, scale=scale)
+    if not isinstance(found, FMENConfig):
+        raise InputError(f'{name} is no FMEN; only those are trained here.')
+    return found
+
+
 def name_of(config: Config) -> str:
     """The zoo's name of a configuration, its scale and expand ratios aside; '' if it has none."""
     free = {'scale', 'backbone_expand_ratio', 'attention_expand_ratio'}

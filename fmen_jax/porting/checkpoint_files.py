@@ -139,13 +139,17 @@ def write(path: Path, state: Mapping[str, np.ndarray], metadata: Mapping[str, st
 
 
 def _safetensors_bytes(state: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> bytes:
-    """A safetensors file whose header keeps the order of `state`; the library alone sorts it."""
+    """A safetensors file whose header keeps the order of `state`, and is the same each time.
+
+    The library alone sorts the tensors and puts the metadata in a random order.
+    """
     import safetensors.numpy
 
-    blob = safetensors.numpy.save(dict(state), {'format': 'pt', **metadata})
+    blob = safetensors.numpy.save(dict(state))
     end = 8 + int.from_bytes(blob[:8], 'little')
     header = json.loads(blob[8:end])
-    ordered = {'__metadata__': header['__metadata__'], **{key: header[key] for key in state}}
+    notes = {'format': 'pt', **metadata}
+    ordered = {'__metadata__': notes, **{key: header[key] for key in state}}
     text = json.dumps(ordered, separators=(',', ':')).encode()
     text += b' ' * (-len(text) % 8)
     return len(text).to_bytes(8, 'little') + text + blob[end:]

@@ -185,6 +185,20 @@ def test_a_key_twice_in_a_safetensors_file(tiny_x2: Golden, tmp_path: Path) -> N
         porting.read(path)
 
 
+def test_a_file_is_the_same_each_time_and_keeps_its_metadata(tmp_path: Path) -> None:
+    import safetensors
+
+    path = tmp_path / 'x.safetensors'
+    notes = {name: name.upper() for name in ('a', 'b', 'c', 'd', 'e')}
+    contents = set()
+    for _ in range(8):
+        porting.write(path, {'z': np.ones(3, np.float32), 'a': np.zeros(2)}, notes)
+        contents.add(path.read_bytes())
+    assert len(contents) == 1
+    with safetensors.safe_open(path, 'np') as file:
+        assert file.metadata() == {'format': 'pt', **notes}
+
+
 def test_other_files_are_refused(tmp_path: Path, reader: str) -> None:
     with pytest.raises(InputError, match='no such file'):
         porting.read(tmp_path / 'missing.pt')

@@ -1,0 +1,25 @@
+"""FMEN x4, by the reconstruction that matches its published size.
+
+    fmen-jax train configs/fmen_x4.py --workdir runs/fmen_x4 \
+        --data.train DIV2K_train --data.validation Set5
+
+Published (arXiv 2204.08397, its code and issues): the network's size, which several
+configurations might have, the expand ratio of 2, input in 0..255, and that the framework is
+EDSR's. As third parties report it: L1, Adam at 5e-4 with betas 0.9 and 0.999, batches of 64
+patches of 64x64 LR pixels. Not published, so as EDSR's framework has it: a million steps, halved
+every fifth, eight flips. Which pictures were used is not confirmed: DIV2K, likely with Flickr2K.
+"""
+
+from fmen_jax.config import Experiment, LoopConfig
+from fmen_jax.data.pipeline import PipelineConfig
+from fmen_jax.models import zoo
+from fmen_jax.training.optim import OptimConfig
+from fmen_jax.training.step import StepConfig
+
+experiment = Experiment(
+    model=zoo.fmen('fmen', scale=4),
+    pipeline=PipelineConfig(patch=64, batch=64),
+    optim=OptimConfig(learning_rate=5e-4, schedule='halve', parts=5),
+    step=StepConfig(loss='l1'),
+    loop=LoopConfig(steps=1_000_000),
+)

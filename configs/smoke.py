@@ -1,0 +1,16 @@
+"""A network and a run small enough for a test: seconds on one core.
+
+fmen-jax train configs/smoke.py --workdir /tmp/smoke --data.train FOLDER
+"""
+
+from fmen_jax.config import Experiment, LoopConfig
+from fmen_jax.data.pipeline import PipelineConfig
+from fmen_jax.models.fmen import FMENConfig
+from fmen_jax.training.optim import OptimConfig
+
+experiment = Experiment(
+    model=FMENConfig(scale=2, n_feats=8, mid_feats=6, down_blocks=1, up_blocks=(1, 1)),
+    pipeline=PipelineConfig(patch=8, batch=8),
+    optim=OptimConfig(learning_rate=1e-3),
+    loop=LoopConfig(steps=30, log_every=5, validate_every=15, checkpoint_every=5),
+)

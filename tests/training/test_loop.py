@@ -1,0 +1,180 @@
+"""`fmen-jax train`: resumable to the bit, and honest about what goes wrong."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+import skimage.data
+
+import fmen_jax
+from fmen_jax import porting
+from fmen_jax.config import DataConfig, Experiment, flat, load_experiment
+from fmen_jax.errors import InputError
+from fmen_jax.files import sha256
+from fmen_jax.inference.upscaler import Upscaler
+from fmen_jax.models.fmen import FMENConfig
+from fmen_jax.training import loop
+from fmen_jax.training.optim import OptimConfig
+from fmen_jax.training.step import StepConfig
+from tests.conftest import ROOT, Golden
+from tests.data.test_pairs import save
+
+SMOKE = ROOT / 'configs/smoke.py'
+
+
+@pytest.fixture(scope='module')
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp('photos')
+    save(folder / 'a.png', skimage.data.astronaut()[:90, 150:250])
+    save(folder / 'b.png', skimage.data.chelsea()[100:180, 100:200])
+    return folder
+
+
+def smoke(photos: Path, **changes: Any) -> Experiment:
+    experiment = dataclasses.replace(load_experiment(SMOKE), **changes)
+    return dataclasses.replace(experiment, data=DataConfig(train=(str(photos),)))
+
+
+def command(workdir: Path, photos: Path, *options: str) -> list[str]:
+    verb = [sys.executable, '-m', 'fmen_jax', 'train', str(SMOKE), '--workdir', str(workdir)]
+    return [*verb, '--data.train', str(photos), '--data.validation', str(photos), *options]
+
+
+@pytest.fixture
+def environment(tmp_path: Path) -> dict[str, str]:
+    return {**os.environ, 'FMEN_JAX_CACHE': str(tmp_path / 'cache')}
+
+
+def losses(workdir: Path) -> dict[int, float]:
+    records = [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
+    return {r['step']: r['loss'] for r in records if 'loss' in r}
+
+
+@pytest.mark.slow
+def test_killed_and_run_again_gives_the_same_bits(
+    photos: Path, tmp_path: Path, environment: dict[str, str]
+) -> None:
+    whole, killed = tmp_path / 'whole', tmp_path / 'killed'
+    options = ('--step.ema-decay', '0.9')
+    subprocess.run(command(whole, photos, *options), env=environment, check=True)
+    process = subprocess.Popen(command(killed, photos, *options), env=environment)
+    deadline = time.time() + 120
+    while process.poll() is None and time.time() < deadline:
+        if (killed / 'checkpoints/10').exists():
+            break
+        time.sleep(0.01)
+    process.kill()  # SIGKILL
+    assert process.wait() == -signal.SIGKILL, 'it ended before it was killed'
+    assert not (killed / 'weights.safetensors').exists()
+    again = (*options, '--pipeline.threads', '5')  # other workers, the same data
+    done = subprocess.run(command(killed, photos, *again), env=environment, check=False)
+    assert done.returncode == 0
+    assert (killed / 'weights.safetensors').read_bytes() == (
+        whole / 'weights.safetensors'
+    ).read_bytes()
+    assert losses(killed) == losses(whole)
+    # the same command once more does nothing and says the same
+    subprocess.run(command(killed, photos, *again), env=environment, check=True)
+    assert losses(killed) == losses(whole)
+
+
+@pytest.mark.slow
+def test_sigterm_saves_and_leaves(
+    photos: Path, tmp_path: Path, environment: dict[str, str]
+) -> None:
+    options = ('--loop.steps', '100000', '--loop.checkpoint-every', '100000')
+    process = subprocess.Popen(
+        command(tmp_path / 'run', photos, *options),
+        env=environment,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout
+    for line in process.stdout:
+        if line.startswith('step 10 '):
+            break
+    process.terminate()
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert 'the same command goes on' in output
+    (saved,) = [p.name for p in (tmp_path / 'run/checkpoints').iterdir()]
+    assert int(saved) == max(losses(tmp_path / 'run'))
+
+
+def run(experiment: Experiment, workdir: Path) -> Path:
+    weights = loop.train(experiment, workdir, upscaler=Upscaler)
+    assert weights
+    return weights
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures('cache')
+def test_what_a_run_leaves(photos: Path, tmp_path: Path) -> None:
+    experiment = smoke(photos)
+    weights = run(experiment, tmp_path / 'run')
+    net = fmen_jax.load(weights)
+    assert (net.config, net.graph) == (experiment.model, 'deploy')
+    assert json.loads((tmp_path / 'run/config.json').read_text()) == flat(experiment)
+    card = json.loads((tmp_path / 'run/card.json').read_text())
+    assert card['sha256'] == sha256(weights)
+    assert card['step'] == 30
+    assert sorted(losses(tmp_path / 'run')) == [5, 10, 15, 20, 25, 30]
+    changed = dataclasses.replace(experiment, optim=OptimConfig(learning_rate=2e-3))
+    with pytest.raises(InputError, match=r'optim.learning_rate is 0.002, was 0.001'):
+        run(changed, tmp_path / 'run')
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures('cache')
+def test_a_loss_that_is_not_finite_names_the_step_and_keeps_the_last_checkpoint(
+    photos: Path, tmp_path: Path
+) -> None:
+    wild = OptimConfig(name='sgd', learning_rate=1e4, schedule='constant')
+    experiment = smoke(photos, optim=wild, step=StepConfig(loss='l2'))
+    with pytest.raises(loop.DivergedError, match=r'the loss of step \d+ is (nan|inf)'):
+        run(experiment, tmp_path / 'run')
+    assert not (tmp_path / 'run/weights.safetensors').exists()
+
+
+@pytest.mark.usefixtures('cache')
+def test_initial_weights_of_another_scale_and_of_folded_weights(
+    photos: Path, tmp_path: Path, tiny_x2: Golden, weights: Path
+) -> None:
+    ported = porting.to_variables(tiny_x2.below('train/'))
+    for scale in (2, 3):
+        model = dataclasses.replace(ported.config, scale=scale)
+        experiment = smoke(photos, model=model, init_from=str(weights))
+        variables = loop.initial_variables(experiment)
+        for name, given in ported.variables['params'].items():
+            same = jax.tree.leaves(
+                jax.tree.map(np.array_equal, variables['params'][name], given)
+                if name != 'tail_0' or scale == 2
+                else [variables['params'][name]['kernel'].shape[3] == 27]
+            )
+            assert all(same), name
+    deploy = dataclasses.replace(experiment, graph='deploy')
+    assert set(loop.initial_variables(deploy)) == {'params'}
+    with pytest.raises(InputError, match='is a train graph of .*; expected one of'):
+        loop.initial_variables(smoke(photos, model=FMENConfig(), init_from=str(weights)))
+
+
+def test_faults_before_the_work(photos: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match='data.train is empty'):
+        loop.train(load_experiment(SMOKE), tmp_path / 'run', upscaler=Upscaler)
+    with pytest.raises(InputError, match='no such file; expected an experiment'):
+        load_experiment(tmp_path / 'none.py')
+    (tmp_path / 'empty.py').write_text('')
+    with pytest.raises(InputError, match='expected a variable `experiment`'):
+        load_experiment(tmp_path / 'empty.py')
+    with pytest.raises(InputError, match='loop.steps is 0; expected 1 or more'):
+        Experiment(loop=dataclasses.replace(Experiment().loop, steps=0))
+    assert not (tmp_path / 'run').exists()
