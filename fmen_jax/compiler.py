@@ -22,5 +22,10 @@ def jit(fun: Callable, **options: Any) -> Any:
 
 def keep_compiled() -> None:
     """Keep compiled programs on disk, so that no size is compiled twice; for command lines."""
-    jax.config.update('jax_compilation_cache_dir', str(cache_folder() / 'xla'))
+    folder = cache_folder() / 'xla'
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return  # without a cache it works as well
+    jax.config.update('jax_compilation_cache_dir', str(folder))
     jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.1)

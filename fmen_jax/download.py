@@ -80,31 +80,42 @@ def download(
     published = PUBLISHED[name]
     path = cache_folder() / (name + Path(published.filename).suffix)
     by_hand = f'By hand: put {published.filename} from {published.url} at {path}'
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with filelock.FileLock(f'{path}.lock'):
-        if path.exists():
-            if (found := sha256(path)) == published.sha256:
-                return path
-            raise DownloadError(
-                f'{path} is not {name}: SHA-256 is {found}, expected {published.sha256}. '
-                'Delete the file and try again.'
-            )
-        part = path.with_name(path.name + '.part')
-        try:
-            _fetch(url or published.url, part, report)
-        except (urllib.error.URLError, http.client.HTTPException, OSError) as error:
-            raise DownloadError(
-                f'{url or published.url} could not be fetched: {error}. Try again to go on where '
-                f'it stopped. {by_hand}, or give --weights FILE.'
-            ) from error
-        if (found := sha256(part)) != published.sha256:
-            part.unlink()
-            raise DownloadError(
-                f'{url or published.url} is not {name}: SHA-256 is {found}, expected '
-                f'{published.sha256}. Nothing was kept. {by_hand}.'
-            )
-        part.replace(path)
+    source = url or published.url
+    if not source.startswith(('https://', 'http://')):
+        raise InputError(f'{source} is not an address; expected https://... or http://...')
+    if path.exists():
+        if (found := sha256(path)) == published.sha256:
+            return path
+        raise DownloadError(
+            f'{path} is not {name}: SHA-256 is {found}, expected {published.sha256}. '
+            'Delete the file and try again.'
+        )
+    part = path.with_name(path.name + '.part')
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with filelock.FileLock(f'{path}.lock'):
+            if not path.exists():  # another process may have been faster
+                _fetch(source, part, report)
+                _keep(part, path, name, source)
+    except DownloadError:
+        raise
+    except (http.client.HTTPException, OSError) as error:
+        raise DownloadError(
+            f'{source} could not be fetched: {error}. Try again to go on where it stopped. '
+            f'{by_hand}, or give --weights FILE.'
+        ) from error
     return path
+
+
+def _keep(part: Path, path: Path, name: str, source: str) -> None:
+    """Give a file its name, if it is the one expected; else remove it."""
+    expected = PUBLISHED[name].sha256
+    if (found := sha256(part)) != expected:
+        part.unlink()
+        raise DownloadError(
+            f'{source} is not {name}: SHA-256 is {found}, expected {expected}. Nothing was kept.'
+        )
+    part.replace(path)
 
 
 def _names() -> str:

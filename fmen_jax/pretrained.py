@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.linen import Module
-from jax.typing import ArrayLike
 
 from fmen_jax import porting
 from fmen_jax.compiler import jit
@@ -47,7 +46,7 @@ class Network:
     def _apply(self) -> Any:
         return jit(self.module.apply)
 
-    def __call__(self, x: ArrayLike) -> jax.Array:
+    def __call__(self, x: np.ndarray | jax.Array) -> jax.Array:
         """Upscale [N, H, W, 3] in 0..255 to [N, s H, s W, 3], not clamped, in the dtype of x.
 
         Compiled once for each shape and dtype; float64 needs jax_enable_x64.
@@ -55,13 +54,20 @@ class Network:
         Raises:
           InputError: x is not such an array.
         """
-        self.check(np.shape(x), jnp.result_type(x))
+        if not isinstance(x, np.ndarray | jax.Array):
+            raise InputError(f'images are a {type(x).__name__}; expected an array [N, H, W, C].')
+        self.check(x.shape, x.dtype)
         with jax.default_matmul_precision(self.precision):
             return self._apply(self.variables, x)
 
     def check(self, shape: tuple[int, ...], dtype: Any) -> None:
         """Raise InputError unless an array of this shape and dtype can be upscaled."""
         colors = self.config.n_colors
+        if dtype == jnp.float16:
+            raise InputError(
+                'images are float16, whose range the activations of published weights leave: '
+                'expected float32, bfloat16 or float64.'
+            )
         fits = len(shape) == 4 and shape[3] == colors and min(shape) > 0
         if not (fits and jnp.issubdtype(dtype, jnp.floating)):
             raise InputError(
@@ -111,8 +117,16 @@ def load(weights: str | Path, *, precision: str = 'highest') -> Network:
       InputError: no such file or name, or not the weights of a network we know.
       DownloadError: published weights could not be fetched; the message says what to put where.
     """
-    ported = porting.to_variables(porting.read(find(weights)))
+    ported = _read(find(weights))
     return Network(ported.config, ported.graph, ported.variables, ported.dialect, precision)
+
+
+def _read(path: Path) -> porting.Ported:
+    tree = porting.read(path)
+    try:
+        return porting.to_variables(tree)
+    except InputError as error:
+        raise InputError(f'{path}: {error}') from error
 
 
 def describe(weights: str | Path) -> str:
@@ -122,7 +136,7 @@ def describe(weights: str | Path) -> str:
       InputError, DownloadError: as `load`.
     """
     path = find(weights)
-    ported = porting.to_variables(porting.read(path))
+    ported = _read(path)
     config, graph = ported.config, ported.graph
     state = porting.to_state_dict(ported.variables, config, graph, dialect=ported.dialect)
     cost = zoo.cost(config.build(), 256, 256, config.n_colors)
@@ -147,7 +161,7 @@ def describe(weights: str | Path) -> str:
 def find(weights: str | Path) -> Path:
     """The file of a path or of the name of published weights."""
     path = Path(weights)
-    if path.exists() or path.suffix or len(path.parts) != 1:
+    if path.is_file() or path.suffix or len(path.parts) != 1:
         return path
     if path.name not in PUBLISHED:
         raise InputError(

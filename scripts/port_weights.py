@@ -28,7 +28,7 @@ def main() -> int:
         network = network.fold() if args.fold else network
         network.save(args.target, dialect=args.dialect)
         print(f'\n{pretrained.describe(args.target)}')
-    except FMENError as error:
+    except (FMENError, OSError) as error:
         print(f'error: {error}', file=sys.stderr)
         return 2
     return 0

@@ -45,6 +45,18 @@ def pytest_runtest_makereport(item: pytest.Item, call: Any) -> Any:
     return report
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(collector: pytest.Collector) -> Any:
+    """In CI, nor may a whole file of tests be skipped (as `importorskip` does)."""
+    report = yield
+    if report.skipped and os.environ.get('CI') and SHARED.is_dir():
+        report.outcome = 'failed'
+        report.longrepr = (
+            f'{collector.nodeid} skipped although {SHARED} is there: {report.longrepr}'
+        )
+    return report
+
+
 @pytest.fixture
 def x64() -> Iterator[None]:
     """Float64 for one test."""
@@ -89,11 +101,13 @@ def weights(tiny_x2: Golden, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.fixture
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A cache folder of the test's own."""
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A cache folder of the test's own, and no compilation cache left behind."""
     monkeypatch.setenv('FMEN_JAX_CACHE', str(tmp_path / 'cache'))
-    return tmp_path / 'cache'
+    before = jax.config.jax_compilation_cache_dir
+    yield tmp_path / 'cache'
+    jax.config.update('jax_compilation_cache_dir', before)
 
 
 def corrupted(tree: Any, by: float = 1e-4) -> Any:

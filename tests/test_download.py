@@ -126,6 +126,34 @@ def test_no_network_says_what_to_put_where(
         assert part in str(caught.value)
 
 
+def test_many_at_once_fetch_it_once(server: Server) -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    with ThreadPoolExecutor(8) as pool:
+        paths = list(pool.map(lambda _: download(NAME), range(8)))
+    assert len(set(paths)) == 1
+    assert paths[0].read_bytes() == CONTENT
+    assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize('url', ['notaurl', 'file:///etc/passwd'])
+def test_other_addresses_are_refused(url: str, server: Server) -> None:
+    with pytest.raises(InputError, match='is not an address; expected https'):
+        download(NAME, url=url)
+
+
+def test_a_cache_that_cannot_be_written_says_what_to_do(
+    server: Server, tmp_path: Path, monkeypatch: Any
+) -> None:
+    (tmp_path / 'file').touch()
+    monkeypatch.setenv('FMEN_JAX_CACHE', str(tmp_path / 'file'))
+    with pytest.raises(DownloadError, match='By hand: put weights.pt'):
+        download(NAME)
+    with pytest.raises(SystemExit) as ended:
+        main(['download', NAME])
+    assert ended.value.code == 1
+
+
 def test_unknown_name() -> None:
     with pytest.raises(InputError, match="named 'fmen'; there are fmen_s_x4_github, fmen_s_x4_n"):
         download('fmen')

@@ -83,5 +83,8 @@ def test_in_ci_a_skipped_parity_test_fails(
     pytester.runpytest_subprocess(*args).assert_outcomes(skipped=2)
     shared.mkdir()
     pytester.runpytest_subprocess(*args).assert_outcomes(failed=1, skipped=1)
+    whole = pytester.makepyfile(test_whole="import pytest\npytest.importorskip('no_such_module')")
+    pytester.runpytest_subprocess(*args, whole).assert_outcomes(errors=1)
+    whole.unlink()
     monkeypatch.delenv('CI')
     pytester.runpytest_subprocess(*args).assert_outcomes(skipped=2)

@@ -90,6 +90,35 @@ def test_wrong_arrays_are_refused(x: np.ndarray, tiny_x2: Golden, tmp_path: Path
         fmen_jax.load(path)(x)
 
 
+def test_products_have_the_precision_asked_for(tiny_x2: Golden) -> None:
+    """What a CPU cannot show: the convolutions are lowered at the precision of the network."""
+    ported = porting.to_variables(tiny_x2.below('train/'))
+    x = jnp.zeros((1, 8, 8, 3))
+    for precision, name in [('highest', 'HIGHEST'), ('default', 'DEFAULT')]:
+        net = fmen_jax.Network(ported.config, ported.graph, ported.variables, precision=precision)
+        with jax.default_matmul_precision(precision):
+            text = net._apply.lower(net.variables, x).as_text()
+        lines = [line for line in text.splitlines() if 'stablehlo.convolution' in line]
+        assert len(lines) > 10
+        assert all(
+            (name in line) or (name == 'DEFAULT' and 'HIGHEST' not in line) for line in lines
+        )
+
+
+def test_float16_and_lists_are_refused(weights: Path) -> None:
+    net = fmen_jax.load(weights)
+    with pytest.raises(InputError, match='images are float16, whose range'):
+        net(np.zeros((1, 4, 4, 3), np.float16))
+    with pytest.raises(InputError, match='images are a list; expected an array'):
+        net([[0.0]])  # pyright: ignore
+
+
+def test_errors_name_the_file(tmp_path: Path) -> None:
+    porting.write(tmp_path / 'other.safetensors', {'conv.weight': np.zeros((3, 3))}, {})
+    with pytest.raises(InputError, match='other.safetensors: these are not the weights'):
+        fmen_jax.load(tmp_path / 'other.safetensors')
+
+
 def test_neither_file_nor_name(tmp_path: Path) -> None:
     with pytest.raises(InputError, match='neither a file nor a name.*fmen_s_x4_github'):
         fmen_jax.load('fmen_s_x9')

@@ -12,17 +12,18 @@ import numpy as np
 from fmen_jax.errors import InputError
 from fmen_jax.files import written_aside
 
-# Near-lossless for the lossy formats: what was upscaled with care is not thrown away in saving.
+# Lossy formats at a quality that does not throw away in saving what was upscaled with care.
 _SAVE_OPTIONS: dict[str, dict[str, Any]] = {
     '.png': {},
     '.jpg': {'Q': 95, 'subsample_mode': 'off'},
     '.jpeg': {'Q': 95, 'subsample_mode': 'off'},
-    '.webp': {'Q': 95},
+    '.webp': {'lossless': True},
     '.tif': {'compression': 'deflate', 'predictor': 'horizontal'},
     '.tiff': {'compression': 'deflate', 'predictor': 'horizontal'},
 }
 ENDINGS = tuple(_SAVE_OPTIONS)
 
+_LOADERS = ('png', 'jpeg', 'webp', 'tiff')
 _PROFILE = 'icc-profile-data'
 
 
@@ -31,7 +32,7 @@ class Picture:
     """A picture in memory."""
 
     pixels: np.ndarray
-    """[H, W, 3], uint8, RGB."""
+    """[H, W, 3], uint8, RGB; with `gray` also [H, W, 1]."""
     gray: bool = False
     """All three channels were one in the file, and are to be one again."""
     profile: bytes | None = None
@@ -47,7 +48,7 @@ def read(path: Path) -> Picture:
     import pyvips
 
     try:
-        image: Any = pyvips.Image.new_from_file(str(path), fail_on='error')
+        image: Any = pyvips.Image.new_from_file(str(path), fail_on='error', revalidate=True)
         if problem := _problem(image):
             raise InputError(f'{path}: {problem}')
         profile = image.get(_PROFILE) if _PROFILE in image.get_fields() else None
@@ -63,6 +64,9 @@ def read(path: Path) -> Picture:
 def _problem(image: Any) -> str:
     """Why a picture is not handled; '' if it is."""
     found = f'{image.format}, {image.bands} channels, {image.interpretation}'
+    loader = image.get('vips-loader').removesuffix('load')
+    if loader not in _LOADERS:
+        return f'is {loader} inside; only {", ".join(_LOADERS)} are handled'
     if 'n-pages' in image.get_fields() and image.get('n-pages') > 1:
         return f'has {image.get("n-pages")} pages; only single pictures are handled'
     if image.hasalpha():
@@ -89,9 +93,7 @@ def write(path: Path, picture: Picture) -> None:
     import pyvips
 
     check_ending(path)
-    pixels = picture.pixels
-    if picture.gray:
-        pixels = np.rint(pixels.mean(axis=2, keepdims=True)).astype(np.uint8)
+    pixels = picture.pixels[..., :1] if picture.gray else picture.pixels
     image: Any = pyvips.Image.new_from_array(np.ascontiguousarray(pixels))
     image = image.copy(interpretation='b-w' if picture.gray else 'srgb')
     if picture.profile is not None:

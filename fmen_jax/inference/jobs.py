@@ -2,13 +2,20 @@
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
 from fmen_jax.data import images
 from fmen_jax.errors import FMENError, InputError
+
+
+class Upscale(Protocol):
+    """[H, W, 3] uint8 -> [s H, s W, 3], or [s H, s W, 1] with `gray`."""
+
+    def __call__(self, pixels: np.ndarray, *, gray: bool = False) -> np.ndarray: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +48,8 @@ def plan(inputs: Sequence[Path], output: Path, *, scale: int) -> list[Item]:
       InputError: nothing to do, an input that is no picture, or outputs that would overwrite each
         other or an input.
     """
-    sources = list(itertools.chain.from_iterable(_pictures(path) for path in inputs))
+    found = itertools.chain.from_iterable(_pictures(path) for path in inputs)
+    sources = list({source.resolve(): source for source in found}.values())  # each once
     if not sources:
         raise InputError('no pictures given: name files or folders.')
     if output.suffix.lower() in images.ENDINGS and not output.is_dir():
@@ -51,8 +59,11 @@ def plan(inputs: Sequence[Path], output: Path, *, scale: int) -> list[Item]:
             )
         targets = [output]
     else:
-        if output.is_file():
-            raise InputError(f'{output} is a file that does not end like a picture: name a folder.')
+        if output.is_file() or (output.suffix and not output.is_dir()):
+            raise InputError(
+                f'{output} is neither a folder nor does it end like a picture '
+                f'({", ".join(images.ENDINGS)}); make the folder first if it is to be one.'
+            )
         targets = [output / f'{path.stem}_x{scale}{path.suffix}' for path in sources]
     owners: dict[Path, Path] = {}
     taken = {source.resolve() for source in sources}
@@ -70,7 +81,7 @@ def plan(inputs: Sequence[Path], output: Path, *, scale: int) -> list[Item]:
 
 def _pictures(path: Path) -> list[Path]:
     if path.is_dir():
-        files = sorted(p for p in path.iterdir() if p.is_file())
+        files = sorted(p for p in path.iterdir() if p.is_file() and not p.name.startswith('.'))
         found = [p for p in files if p.suffix.lower() in images.ENDINGS]
         if not found:
             raise InputError(f'{path}: no pictures ({", ".join(images.ENDINGS)}) in this folder.')
@@ -81,12 +92,12 @@ def _pictures(path: Path) -> list[Path]:
     return [path]
 
 
-def run(items: Sequence[Item], upscale: Callable[[np.ndarray], np.ndarray]) -> Iterator[Result]:
+def run(items: Sequence[Item], upscale: Upscale) -> Iterator[Result]:
     """Upscale and write each picture; one that fails is named in its result, and the rest go on."""
     for item in items:
         try:
             picture = images.read(item.source)
-            pixels = upscale(picture.pixels)
+            pixels = upscale(picture.pixels, gray=picture.gray)
             images.write(item.target, dataclasses.replace(picture, pixels=pixels))
         except (FMENError, OSError) as error:
             yield Result(item, error=str(error))

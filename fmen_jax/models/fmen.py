@@ -172,7 +172,7 @@ class FMEN(nn.Module):
     """
 
     config: FMENConfig
-    graph: Graph = 'collapsed'
+    graph: Graph
 
     def setup(self) -> None:
         c, n = self.config, self.config.n_feats

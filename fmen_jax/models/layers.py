@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+from fmen_jax.errors import InputError
+
 Params = dict[str, Any]
 
 Graph = Literal['expanded', 'collapsed', 'deploy']
@@ -99,6 +101,8 @@ class BatchNorm(nn.Module):
         """
         dtype = jnp.promote_types(x.dtype, jnp.float32)
         if train and not self.is_initializing():
+            if x.shape[:3] == (1, 1, 1):
+                raise InputError('batch norm has one value per channel; training needs more.')
             wide = x.astype(dtype)
             mean = wide.mean((0, 1, 2))
             var = jnp.square(wide - mean.reshape(1, 1, 1, -1)).mean((0, 1, 2))

@@ -7,6 +7,7 @@ that would; without, `pickled_tensors.py` does, for the zip files torch has writ
 import importlib.util
 import json
 import pickle
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,11 @@ def read(path: Path) -> dict[str, Any]:
     _check_ending(path)
     if not path.is_file():
         raise InputError(f'{path}: no such file; expected a checkpoint ({", ".join(ENDINGS)}).')
+    try:
+        with path.open('rb') as file:
+            file.read(1)
+    except OSError as error:
+        raise InputError(f'{path}: cannot be read: {error.strerror}.') from error
     if path.suffix.lower() == '.safetensors':
         return _read_safetensors(path)
     tree = _read_with_torch(path) if importlib.util.find_spec('torch') else _read_zip(path)
@@ -54,9 +60,11 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
         header = _safetensors_header(path)
         with safetensors.safe_open(path, 'np') as file:
             return {key: file.get_tensor(key) for key in header if key != '__metadata__'}
-    except (safetensors.SafetensorError, ValueError, OSError) as error:
-        if isinstance(error, InputError):
-            raise
+    except (AttributeError, TypeError) as error:  # a dtype that numpy has not
+        raise InputError(f'{path}: holds a type of numbers that is not handled: {error}') from error
+    except InputError:
+        raise
+    except (safetensors.SafetensorError, ValueError, OSError, RecursionError) as error:
         raise InputError(f'{path}: broken or truncated safetensors file: {error}') from error
 
 
@@ -89,9 +97,21 @@ def _read_with_torch(path: Path) -> Any:
     try:
         return to_numpy(torch.load(path, map_location='cpu', weights_only=True))
     except pickle.UnpicklingError as error:
-        raise _unsafe(path, str(error).splitlines()[0]) from error
+        asked = re.search(r'GLOBAL ([\w.]+)', str(error))
+        if asked is None:
+            raise InputError(
+                f'{path}: not a PyTorch checkpoint: not what torch.save writes.'
+            ) from error
+        raise _unsafe(path, f'it asks for {asked[1]}') from error
     except (RuntimeError, EOFError, ValueError, KeyError, OSError, TypeError) as error:
-        raise InputError(f'{path}: broken or truncated PyTorch checkpoint: {error}') from error
+        raise InputError(
+            f'{path}: broken or truncated PyTorch checkpoint: {_reason(error)}'
+        ) from error
+
+
+def _reason(error: Exception) -> str:
+    """The first line of an error, or its kind."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _read_zip(path: Path) -> Any:
@@ -134,8 +154,8 @@ def write(path: Path, state: Mapping[str, np.ndarray], metadata: Mapping[str, st
             return torch.from_numpy(array.view(np.uint16).copy()).view(torch.bfloat16)
         return torch.from_numpy(array.copy())
 
-    with written_aside(path) as aside:
-        torch.save({key: to_torch(array) for key, array in state.items()}, aside)
+    with written_aside(path) as aside, aside.open('wb') as file:
+        torch.save({key: to_torch(array) for key, array in state.items()}, file)
 
 
 def _safetensors_bytes(state: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> bytes:

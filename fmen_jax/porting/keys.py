@@ -60,11 +60,12 @@ def to_path(key: str) -> Path | None:
     return (collection, *joined, leaf)
 
 
-def to_key(path: Path) -> str:
-    """The key of a variable's path, in our spelling."""
+def to_key(path: Path) -> str | None:
+    """The key of a variable's path, in our spelling; None if no key has this path."""
     _, *parents, leaf = path
     parts = [re.sub(r'_(\d+)$', r'.\1', part) for part in parents]
-    return '.'.join([*parts, _KEYS[leaf]])
+    key = '.'.join([*parts, _KEYS.get(leaf, '')])
+    return key if to_path(key) == path else None
 
 
 def position(key: str) -> tuple[int, ...]:

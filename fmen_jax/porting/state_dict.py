@@ -75,7 +75,7 @@ def _expected(config: Config, graph: Graph) -> dict[str, tuple[tuple[int, ...], 
     for path, leaf in leaves.items():
         dims = leaf.shape
         torch_shape = (dims[3], dims[2], *dims[:2]) if len(dims) == 4 else dims
-        found[keys.to_key(path)] = (torch_shape, jnp.issubdtype(leaf.dtype, jnp.integer))
+        found[keys.to_key(path) or ''] = (torch_shape, jnp.issubdtype(leaf.dtype, jnp.integer))
     return {key: found[key] for key in sorted(found, key=keys.position)}
 
 
@@ -85,10 +85,12 @@ def _check(state: StateDict, config: Config, graph: Graph) -> None:
     faults = [f'missing: {key}' for key in expected if key not in state]
     faults += [f'unexpected: {key}' for key in state if key not in expected]
     for key, array in state.items():
-        shape, is_count = expected.get(key, (array.shape, np.issubdtype(array.dtype, np.integer)))
+        if key not in expected:
+            continue
+        shape, is_count = expected[key]
         if array.shape != shape:
             faults.append(f'wrong shape: {key} is {array.shape}, expected {shape}')
-        elif is_count != np.issubdtype(array.dtype, np.integer):
+        elif not jnp.issubdtype(array.dtype, jnp.integer if is_count else jnp.floating):
             kind = 'an integer' if is_count else 'a floating-point type'
             faults.append(f'wrong type: {key} is {array.dtype}, expected {kind}')
     if faults:
@@ -143,7 +145,7 @@ def to_state_dict(
         array = np.asarray(leaf)
         if np.issubdtype(array.dtype, np.integer):
             array = array.astype(np.int64)  # PyTorch's type of a count; JAX holds it in 32 bits
-        state[keys.to_key(path)] = keys.to_torch_layout(array).copy(order='C')
+        state[keys.to_key(path) or '/'.join(path)] = keys.to_torch_layout(array).copy(order='C')
     _check(state, config, graph)
     return {
         keys.rename(key, keys.DIALECTS[dialect]): state[key] for key in _expected(config, graph)

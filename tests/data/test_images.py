@@ -23,7 +23,7 @@ def test_written_and_read(ending: str, tmp_path: Path) -> None:
     images.write(path, Picture(RGB))
     back = images.read(path)
     assert not back.gray
-    lossless = ending in ('.png', '.tif', '.tiff')
+    lossless = ending not in ('.jpg', '.jpeg')
     error = np.abs(back.pixels.astype(int) - RGB)
     assert error.max() == 0 if lossless else error.mean() < 2.5
     assert list(tmp_path.iterdir()) == [path]
@@ -57,6 +57,14 @@ def test_palette_is_expanded(tmp_path: Path) -> None:
     image = Image.fromarray(RGB).quantize(16)
     image.save(tmp_path / 'p.png')
     np.testing.assert_array_equal(images.read(tmp_path / 'p.png').pixels, image.convert('RGB'))
+
+
+def test_a_file_that_changed_is_read_anew(tmp_path: Path) -> None:
+    for ending in images.ENDINGS:
+        path = tmp_path / f'x{ending}'
+        for pixels in (RGB, 255 - RGB):
+            Image.fromarray(pixels).save(path)
+            assert np.abs(images.read(path).pixels.astype(int) - pixels).mean() < 10, ending
 
 
 @pytest.mark.parametrize('orientation', range(1, 9))
@@ -113,6 +121,10 @@ def refused(kind: str, path: Path) -> Path:
     elif kind == 'animation.webp':
         frames = [Image.fromarray(RGB[::-1])]
         Image.fromarray(RGB).save(path / kind, save_all=True, append_images=frames)
+    elif kind == 'gif.png':
+        Image.fromarray(RGB).save(path / kind, format='GIF')
+    elif kind == 'svg.png':
+        (path / kind).write_text('<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"/>')
     elif kind == 'empty.png':
         (path / kind).touch()
     elif kind == 'text.jpg':
@@ -135,6 +147,8 @@ def refused(kind: str, path: Path) -> Path:
         ('cmyk.jpg', 'is neither RGB nor gray .*cmyk'),
         ('pages.tif', 'has 2 pages'),
         ('animation.webp', 'has 2 pages'),
+        ('gif.png', 'is gif inside; only png, jpeg, webp, tiff are handled'),
+        ('svg.png', 'is svg inside'),
         ('empty.png', 'not a whole, readable picture'),
         ('text.jpg', 'not a whole, readable picture'),
         ('truncated.png', 'not a whole, readable picture'),

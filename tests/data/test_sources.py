@@ -14,8 +14,6 @@ from fmen_jax.data.sources import open_source, prepare
 from fmen_jax.errors import InputError
 from tests.data.test_pairs import PHOTO, lay_out, save
 
-pytestmark = pytest.mark.usefixtures('cache')
-
 
 @pytest.mark.parametrize('layout', ['EDSR', 'HR alone'])
 @pytest.mark.parametrize('scale', [2, 3])

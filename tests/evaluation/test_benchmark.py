@@ -18,8 +18,6 @@ from fmen_jax.inference.upscaler import Upscaler
 from tests.conftest import ROOT
 from tests.data.test_pairs import lay_out
 
-pytestmark = pytest.mark.usefixtures('cache')
-
 FIGURES = json.loads((ROOT / 'tests/golden/benchmarks_x4.json').read_text())
 WEIGHTS = {
     'fmen_github': 'fmen_s_x4_github.pt',

@@ -15,8 +15,6 @@ from fmen_jax.models.fmen import FMENConfig
 from fmen_jax.models.rfdn import RFDNConfig
 from tests.data.test_pairs import lay_out
 
-pytestmark = pytest.mark.usefixtures('cache')
-
 
 def test_rows_are_counted_and_measured() -> None:
     small = FMENConfig(n_feats=6, mid_feats=6, down_blocks=1, up_blocks=(1, 1))

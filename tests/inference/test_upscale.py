@@ -1,6 +1,9 @@
 """`fmen-jax upscale`, from files to files."""
 
+import dataclasses
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,9 +18,7 @@ from fmen_jax.errors import InputError
 from fmen_jax.inference import jobs, upscaler
 from fmen_jax.inference.upscaler import Upscaler
 from fmen_jax.pretrained import load
-from tests.conftest import ROOT
-
-pytestmark = pytest.mark.usefixtures('cache')
+from tests.conftest import ROOT, corrupted
 
 PHOTO = skimage.data.astronaut()[:24, :31]
 
@@ -50,20 +51,33 @@ def luma_psnr(a: np.ndarray, b: np.ndarray) -> float:
 def test_set5_gives_the_published_psnr(
     name: str, file: str, shared: Callable[[str], Path], tmp_path: Path
 ) -> None:
+    """From files to files, in a process of its own; and not so with a corrupted weight."""
     benchmark = shared('data/benchmarks/Set5')
     official = shared(f'official/fmen_s_x4_{file}')
-    lr = benchmark / 'LR_bicubic/X4'
-    assert run(lr, '-o', tmp_path, '--weights', official) == 0
+    net = load(official)
+    broken = tmp_path / 'broken.safetensors'
+    params = net.variables['params']
+    params = {**params, 'tail_0': corrupted(params['tail_0'], by=1.0)}
+    dataclasses.replace(net, variables={'params': params}).save(broken)
     figures = json.loads((ROOT / 'tests/golden/benchmarks_x4.json').read_text())['Set5'][name]
-    found = {}
-    for path in sorted((benchmark / 'HR').iterdir()):
-        ours = np.asarray(opened(tmp_path / f'{path.stem}x4_x4.png'))
-        height, width = ours.shape[:2]
-        found[path.stem] = luma_psnr(ours, np.asarray(opened(path))[:height, :width])
+
+    def measured(weights: Path) -> dict[str, float]:
+        out = tmp_path / weights.stem
+        verb = [sys.executable, '-m', 'fmen_jax', 'upscale', str(benchmark / 'LR_bicubic/X4')]
+        subprocess.run([*verb, '-o', str(out), '--weights', str(weights)], check=True, cwd=ROOT)
+        found = {}
+        for path in sorted((benchmark / 'HR').iterdir()):
+            ours = np.asarray(opened(out / f'{path.stem}x4_x4.png'))
+            height, width = ours.shape[:2]
+            found[path.stem] = luma_psnr(ours, np.asarray(opened(path))[:height, :width])
+        return found
+
+    found = measured(official)
     assert len(found) == 5
     assert abs(np.mean(list(found.values())) - figures['psnr']) < 0.0005
     for image, (psnr, _) in figures['per_image'].items():
         assert abs(found[image] - psnr) < 0.002, image
+    assert abs(np.mean(list(measured(broken).values())) - figures['psnr']) > 0.0005
 
 
 def test_upscaler_rounds_and_clamps_once(weights: Path) -> None:
@@ -74,6 +88,29 @@ def test_upscaler_rounds_and_clamps_once(weights: Path) -> None:
     np.testing.assert_array_equal(upscale(PHOTO), np.clip(np.rint(y), 0, 255).astype(np.uint8))
     with pytest.raises(InputError, match=r'pixels are float64\[2, 2, 3\]; expected uint8'):
         upscale(np.zeros((2, 2, 3)))
+
+
+def test_gray_is_rounded_once(weights: Path) -> None:
+    pixels = PHOTO[..., :1].repeat(3, axis=2)
+    net = load(weights).fold()
+    y = np.asarray(net(pixels[None].astype(np.float32)))[0].mean(-1, keepdims=True)
+    expected = np.clip(np.rint(y), 0, 255)
+    found = Upscaler(net)(pixels, gray=True)
+    assert found.shape == (48, 62, 1)
+    # float32 sums of three in another order may turn a tie
+    assert (found != expected).mean() < 0.001
+
+
+def test_out_of_memory_on_a_device_is_one_clear_error(weights: Path) -> None:
+    import jax
+
+    def exhausted(*args: Any) -> None:
+        raise jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: Out of memory')
+
+    upscale = Upscaler(load(weights))
+    upscale._compiled[(1, *PHOTO.shape), False] = exhausted
+    with pytest.raises(InputError, match='31x24 does not fit into the memory of the device'):
+        upscale(PHOTO)
 
 
 def test_too_large_for_the_memory_at_hand(weights: Path, monkeypatch: Any) -> None:
@@ -138,7 +175,8 @@ def test_a_bad_picture_is_named_and_the_rest_goes_on(
         (['a.png', 'b.png'], 'c.png', 'is one file, but there are 2 pictures'),
         (['a.png'], 'a.png', 'is an input and would be overwritten'),
         (['a.png', 'other/a.png'], 'out', 'would both become'),
-        (['a.png'], 'a.txt', 'is a file that does not end like a picture'),
+        (['a.png'], 'a.txt', 'is neither a folder nor does it end like a picture'),
+        (['a.png'], 'b.gif', 'is neither a folder nor does it end like a picture'),
         ([], 'out', 'no pictures given'),
     ],
 )
@@ -149,6 +187,14 @@ def test_impossible_plans(inputs: list[str], output: str, message: str, tmp_path
         (tmp_path / name).touch()
     with pytest.raises(InputError, match=message):
         jobs.plan([tmp_path / name for name in inputs], tmp_path / output, scale=4)
+
+
+def test_hidden_files_and_repeated_inputs_are_left_out(tmp_path: Path) -> None:
+    (tmp_path / 'x.png').mkdir()
+    for name in ('a.png', '.b.png', '._c.png'):
+        (tmp_path / name).touch()
+    items = jobs.plan([tmp_path, tmp_path / 'a.png', tmp_path], tmp_path / 'out', scale=4)
+    assert [item.source for item in items] == [tmp_path / 'a.png']
 
 
 def test_errors_of_the_command_line(weights: Path, tmp_path: Path, capsys: Any) -> None:

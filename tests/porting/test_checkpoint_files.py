@@ -144,6 +144,25 @@ def test_attributes_cannot_be_reached_through_allowed_names(tmp_path: Path) -> N
             pickled_tensors.load(tmp_path / 'x.pt')
 
 
+def test_storages_of_another_size_or_byte_order_are_refused(tmp_path: Path) -> None:
+    torch.save({'a': torch.arange(3.0)}, tmp_path / 'good.pt')
+    with zipfile.ZipFile(tmp_path / 'good.pt') as archive:
+        files = {name: archive.read(name) for name in archive.namelist()}
+    for ending, content in [('/data/0', b'1234'), ('/byteorder', b'big')]:
+        with zipfile.ZipFile(tmp_path / 'bad.pt', 'w') as archive:
+            for name, old in files.items():
+                archive.writestr(name, content if name.endswith(ending) else old)
+        with pytest.raises(pickled_tensors.BrokenFileError):
+            pickled_tensors.load(tmp_path / 'bad.pt')
+
+
+def test_a_picture_named_pt(tmp_path: Path, reader: str) -> None:
+    (tmp_path / 'x.pt').write_bytes(b'\x89PNG\r\n\x1a\n' + bytes(90))
+    with pytest.raises(InputError, match=r'x.pt: (not a|broken or truncated) PyTorch') as caught:
+        porting.read(tmp_path / 'x.pt')
+    assert 'weights_only' not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ('shape', 'strides', 'offset'), [((5,), (1,), 0), ((2,), (1,), 3), ((2,), (-1,), 1)]
 )
@@ -222,8 +241,8 @@ def test_a_failing_write_leaves_the_old_file(tmp_path: Path, monkeypatch: Any) -
     path = tmp_path / 'out.pt'
     path.write_bytes(b'old')
 
-    def save(state: Any, file: Path) -> None:
-        file.write_bytes(b'half')
+    def save(state: Any, file: Any) -> None:
+        file.write(b'half')
         raise OSError('no space left')
 
     monkeypatch.setattr(torch, 'save', save)

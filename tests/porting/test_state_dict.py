@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 
@@ -84,6 +85,8 @@ TRAIN_FAULTS = [
     ({'reshape': 'HFABs.1.squeeze.bias'}, [r'wrong shape: HFABs.1.squeeze.bias is \(9,\)']),
     ({'drop': 'lr_conv.bias', 'add': 'b'}, ['missing: lr_conv.bias', 'unexpected: b']),
     ({'retype': 'head.bias'}, ['wrong type: head.bias is int64, expected a floating']),
+    ({'retype': 'tail.0.bias', 'to': 'complex64'}, ['wrong type: tail.0.bias is complex64']),
+    ({'retype': 'tail.0.bias', 'to': 'bool'}, ['wrong type: tail.0.bias is bool']),
 ]
 
 
@@ -99,7 +102,7 @@ def test_faults_are_listed_in_one_error(
     if key := fault.get('reshape'):
         state[key] = np.concatenate([state[key], state[key][:1]])
     if key := fault.get('retype'):
-        state[key] = state[key].astype(int)
+        state[key] = state[key].astype(fault.get('to', 'int64'))
     with pytest.raises(InputError) as caught:
         porting.to_variables(state)
     for message in messages:
@@ -126,6 +129,17 @@ def test_the_way_back_is_strict_too(tiny_x2: Golden) -> None:
     del params['lr_conv']
     with pytest.raises(InputError, match=r'missing: lr_conv.weight\n  missing: lr_conv.bias'):
         porting.to_state_dict({**ported.variables, 'params': params}, ported.config, 'collapsed')
+    strangers = {'ema': ported.variables['params'], 'intermediates': {'a': np.zeros(3)}}
+    with pytest.raises(InputError, match='unexpected: ema/ERBs_0/conv1/.*') as caught:
+        porting.to_state_dict({**ported.variables, **strangers}, ported.config, 'collapsed')
+    assert 'unexpected: intermediates/a' in str(caught.value)
+    counts = {**ported.variables, 'batch_stats': dict(ported.variables['batch_stats'])}
+    state = porting.to_state_dict(
+        jax.tree.map(lambda a: a.astype(np.int32) if a.dtype.kind == 'i' else a, counts),
+        ported.config,
+        'collapsed',
+    )
+    assert state['warmup.1.bn1.num_batches_tracked'].dtype == np.int64
     with pytest.raises(InputError, match='no train graph is known'):
         porting.to_state_dict(ported.variables, ported.config, 'collapsed', dialect='ntire2022')
     with pytest.raises(InputError, match="dialect 'basicsr' is unknown; expected github or ntire"):

@@ -117,7 +117,6 @@ def run(experiment: Experiment, workdir: Path) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures('cache')
 def test_what_a_run_leaves(photos: Path, tmp_path: Path) -> None:
     experiment = smoke(photos)
     weights = run(experiment, tmp_path / 'run')
@@ -134,7 +133,6 @@ def test_what_a_run_leaves(photos: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures('cache')
 def test_a_loss_that_is_not_finite_names_the_step_and_keeps_the_last_checkpoint(
     photos: Path, tmp_path: Path
 ) -> None:
@@ -145,7 +143,6 @@ def test_a_loss_that_is_not_finite_names_the_step_and_keeps_the_last_checkpoint(
     assert not (tmp_path / 'run/weights.safetensors').exists()
 
 
-@pytest.mark.usefixtures('cache')
 def test_initial_weights_of_another_scale_and_of_folded_weights(
     photos: Path, tmp_path: Path, tiny_x2: Golden, weights: Path
 ) -> None:

@@ -1,0 +1,102 @@
+"""Verbs for training: prepare, train."""
+
+import dataclasses
+import datetime
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+from tyro.conf import Positional, arg
+
+from fmen_jax.errors import InputError
+
+
+def prepare(
+    folders: Positional[list[Path]],
+    scale: Annotated[int, arg(aliases=['-s'])],
+    output: Annotated[Path | None, arg(aliases=['-o'])] = None,
+    broken: Literal['refuse', 'skip'] = 'refuse',
+) -> int:
+    """Decode pictures once for training, in both sizes; what is prepared already stays.
+
+    Args:
+      folders: HR pictures, or pairs in one of the layouts that `evaluate` knows.
+      scale: The factor between HR and LR.
+      output: Where to put it, for one folder; by default in the cache, where `train` finds it.
+      broken: What to do with pictures that cannot be read.
+    """
+    import tqdm
+
+    from fmen_jax.data import sources
+
+    if output and len(folders) > 1:
+        raise InputError(f'{output} is one folder, but there are {len(folders)} to prepare.')
+    for folder in folders:
+        with tqdm.tqdm(unit='picture', desc=folder.name) as bar:
+
+            def report(done: int, total: int, bar: tqdm.tqdm = bar) -> None:
+                bar.total = total
+                bar.update(done - bar.n)
+
+            path = sources.prepare(folder, scale, output=output, broken=broken, report=report)
+        source = sources.open_source(path)
+        for fault in source.skipped:
+            print(f'skipped: {fault}', file=sys.stderr)
+        print(f'{path}  {len(source.entries)} pictures')
+    return 0
+
+
+def train(args: Sequence[str]) -> int:
+    """Train a network: fmen-jax train configs/NAME.py --workdir DIR [options].
+
+    Options override the experiment's settings; `fmen-jax train configs/NAME.py --help` lists them.
+    The same command goes on where the run stopped; SIGTERM and Ctrl-C save and leave.
+    """
+    from fmen_jax.config import Experiment, load_experiment
+
+    @dataclasses.dataclass(frozen=True)
+    class Train:
+        """Train a network; the same command goes on where a run in the workdir stopped."""
+
+        workdir: Path
+        """Gets config.json, metrics.jsonl, checkpoints, and weights.safetensors at the end."""
+        experiment: Annotated[Experiment, arg(name='')]
+
+    if not args or args[0].startswith('-'):
+        print('usage: fmen-jax train configs/NAME.py --workdir DIR [options]', file=sys.stderr)
+        return 2
+    experiment = load_experiment(Path(args[0]))
+    given = tyro.cli(
+        Train,
+        args=args[1:],
+        prog=f'fmen-jax train {args[0]}',
+        default=Train(tyro.MISSING, experiment),
+    )
+
+    from fmen_jax.compiler import keep_compiled
+    from fmen_jax.inference.upscaler import Upscaler
+    from fmen_jax.training import loop
+
+    keep_compiled()
+    weights = loop.train(
+        given.experiment,
+        given.workdir,
+        upscaler=Upscaler,
+        report=lambda r: print(_line(r), flush=True),
+    )
+    print(weights or f'stopped; the same command goes on from the checkpoint in {given.workdir}')
+    return 0 if weights else 130
+
+
+def _line(record: dict[str, Any]) -> str:
+    """A record of the training log, for people."""
+    if 'validation_psnr' in record:
+        return f'step {record["step"]}  validation {record["validation_psnr"]:.3f} dB'
+    left = datetime.timedelta(seconds=round(record['seconds_left']))
+    return (
+        f'step {record["step"]}  loss {record["loss"]:.4f}  '
+        f'{record["images_per_second"]:.1f} images/s  '
+        f'waited for data {record["waited_for_data"]:.0%}  {left} left'
+    )
