@@ -12,6 +12,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from fmen_jax.errors import InputError
 from fmen_jax.models.esa import MIN_SIZE
+from fmen_jax.models.fmen import FMENConfig
 from fmen_jax.models.layers import Graph, Params
 from fmen_jax.models.zoo import Config
 from fmen_jax.porting import keys
@@ -122,6 +123,8 @@ def to_variables(tree: Mapping[str, Any]) -> Ported:
     config, graph = find({key: value.shape for key, value in spelled.items()})
     _check(spelled, config, graph)
     flat = {keys.to_path(key): keys.to_flax_layout(value) for key, value in spelled.items()}
+    if not isinstance(config, FMENConfig):
+        dialect = 'ntire2022'  # where the rivals' checkpoints are from
     return Ported(config, graph, unflatten_dict(flat), dialect, wrapper)
 
 
