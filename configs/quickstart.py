@@ -14,8 +14,8 @@ from fmen_jax.training.step import StepConfig
 
 experiment = Experiment(
     model=FMENConfig(scale=4),
-    pipeline=PipelineConfig(patch=48, batch=16),
+    pipeline=PipelineConfig(patch=32, batch=16),
     optim=OptimConfig(learning_rate=1e-3, schedule='cosine', warmup_steps=20),
     step=StepConfig(ema_decay=0.99),
-    loop=LoopConfig(steps=800, log_every=50, validate_every=800, checkpoint_every=200),
+    loop=LoopConfig(steps=1200, log_every=50, validate_every=600, checkpoint_every=200),
 )

@@ -1,6 +1,7 @@
 """`fmen-jax evaluate`, against the published figures."""
 
 import csv
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +16,7 @@ from fmen_jax.cli import main
 from fmen_jax.data.pairs import find_pairs, load_pair
 from fmen_jax.evaluation import benchmark, protocols
 from fmen_jax.inference.upscaler import Upscaler
-from tests.conftest import ROOT
+from tests.conftest import ROOT, corrupted
 from tests.data.test_pairs import lay_out
 
 FIGURES = json.loads((ROOT / 'tests/golden/benchmarks_x4.json').read_text())
@@ -47,6 +48,13 @@ def test_published_figures_of_every_picture(
         ]:
             assert abs(psnr - expected[0]) < 1e-4, score.name
             assert abs(ssim - expected[1]) < 1e-5, score.name
+    # the twin: a corrupted weight before the pixel shuffle is seen in the first picture
+    params = dict(upscale.network.variables['params'])
+    last = 'tail_0' if 'tail_0' in params else 'upsampler_0'
+    params[last] = corrupted(params[last], by=0.1)
+    broken = Upscaler(dataclasses.replace(upscale.network, variables={'params': params}))
+    (wrong,) = benchmark.evaluate(broken, pairs[:1], scale=4, protocol=rule)
+    assert abs(wrong.psnr - scores[0].psnr) > 1e-4
     mean = benchmark.Result(name, data, 4, rule, scores).mean
     assert abs(mean.psnr - ours['psnr']) < 1e-4
     assert abs(mean.bicubic_ssim - bicubic['ssim']) < 1e-5

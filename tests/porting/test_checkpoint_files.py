@@ -39,6 +39,17 @@ def assert_same_state(found: dict[str, Any], expected: dict[str, Any]) -> None:
         assert found[key].tobytes() == array.tobytes(), key
 
 
+def test_the_comparison_sees_one_bit(tiny_x2: Golden) -> None:
+    """The twin of the round trips below."""
+    state = tiny_x2.below('train/')
+    changed = {**state, 'head.bias': np.nextafter(state['head.bias'], np.float32(1e9))}
+    shuffled = dict(reversed(state.items()))
+    wider = {**state, 'head.bias': state['head.bias'].astype(np.float64)}
+    for other in (changed, shuffled, wider):
+        with pytest.raises(AssertionError):
+            assert_same_state(other, state)
+
+
 def torch_state(path: Path) -> dict[str, np.ndarray]:
     """A checkpoint as PyTorch reads it."""
     state = torch.load(path, map_location='cpu', weights_only=True)
