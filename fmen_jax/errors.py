@@ -1,5 +1,7 @@
 """Errors that the caller can mend: they say what was found, what was expected, what to do."""
 
+import importlib.util
+
 
 class FMENError(Exception):
     """The base of the errors here; the command line prints them without a traceback."""
@@ -7,6 +9,14 @@ class FMENError(Exception):
 
 class InputError(FMENError, ValueError):
     """An argument, file or array is not what was expected."""
+
+
+def require(module: str, extra: str, purpose: str) -> None:
+    """Raise InputError unless an optional dependency is installed, before work starts."""
+    if importlib.util.find_spec(module) is None:
+        raise InputError(
+            f'{purpose} needs {module}, which is not installed: pip install "fmen_jax[{extra}]".'
+        )
 
 
 class DownloadError(FMENError, OSError):

@@ -9,7 +9,7 @@ from typing import Annotated
 
 from tyro.conf import arg
 
-from fmen_jax.errors import InputError
+from fmen_jax.errors import InputError, require
 
 
 def evaluate(
@@ -127,6 +127,7 @@ def compare(
     if plot and (data is None or any(name in zoo.NETWORKS for name in names)):
         raise InputError('--plot needs --data, and --networks with weights, to have a PSNR.')
     if plot:
+        require('matplotlib', 'plots', 'a plot')
         images.check_ending(plot)
     keep_compiled()
     entries = []

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 
 from fmen_jax.data.pairs import Loaded
-from fmen_jax.errors import InputError
+from fmen_jax.errors import require
 from fmen_jax.evaluation.benchmark import ImageScore, upscale_bicubic
 
 _TILE = 192
@@ -26,12 +26,7 @@ class Sheet:
     """Collects crops of outputs and draws them; each picture is cut where bicubic errs most."""
 
     def __init__(self) -> None:
-        try:
-            import PIL  # noqa: F401
-        except ImportError as error:
-            raise InputError(
-                'the contact sheet needs Pillow: pip install "fmen_jax[plots]".'
-            ) from error
+        require('PIL', 'plots', 'a contact sheet')
         self._rows: dict[tuple[str, str, int], _Row] = {}
 
     def add(

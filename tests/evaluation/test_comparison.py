@@ -60,8 +60,14 @@ def test_command_line(weights: Path, tmp_path: Path, capsys: Any) -> None:
         assert len(np.unique(np.asarray(picture))) > 50  # something is drawn
 
 
-def test_faults(weights: Path, tmp_path: Path, capsys: Any) -> None:
+def test_faults(
+    weights: Path, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert run('--networks', weights, '--sizes', '16*20') == 2
     assert "'16*20' is not a size; expected width x height" in capsys.readouterr().err
     assert run('--plot', tmp_path / 'x.png') == 2
     assert '--plot needs --data' in capsys.readouterr().err
+    monkeypatch.setattr('importlib.util.find_spec', lambda name: None)
+    plot = ('--plot', tmp_path / 'x.png', '--data', lay_out(tmp_path / 'bench', 'EDSR'))
+    assert run('--networks', weights, *plot) == 2
+    assert 'a plot needs matplotlib, which is not installed' in capsys.readouterr().err
