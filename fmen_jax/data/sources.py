@@ -107,6 +107,8 @@ def prepare(
                     f'{target} was prepared from other pictures or settings: remove it, or name '
                     'another folder.'
                 )
+        elif target.is_file() or (target.is_dir() and any(target.iterdir())):
+            raise InputError(f'{target} holds something else: name a new or empty folder.')
         aside = target.with_name(target.name + '.part')
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir()

@@ -52,9 +52,9 @@ class Upscaler:
         x = pixels[None].astype(np.float32)
         self.network.check(x.shape, x.dtype)
         key = (x.shape, gray)
-        if key not in self._compiled:
-            self._compiled[key] = self._compile(x, gray)
         try:
+            if key not in self._compiled:
+                self._compiled[key] = self._compile(x, gray)
             return np.asarray(self._compiled[key](self.network.variables, x))[0]
         except jax.errors.JaxRuntimeError as error:
             if 'RESOURCE_EXHAUSTED' not in str(error):

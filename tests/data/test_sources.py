@@ -57,6 +57,9 @@ def test_a_named_folder_is_not_overwritten_by_other_pictures(tmp_path: Path) -> 
     with pytest.raises(InputError, match='was prepared from other pictures or settings'):
         prepare(folder, 3, output=output)
     assert open_source(output).scale == 2
+    with pytest.raises(InputError, match='holds something else: name a new or empty folder'):
+        prepare(folder, 2, output=folder)
+    assert sorted(path.name for path in folder.iterdir()) == ['a.png', 'b.png']
 
 
 def test_broken_pictures_are_named_and_refused_or_skipped(tmp_path: Path) -> None:
