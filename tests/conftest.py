@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from fmen_jax import porting
+from fmen_jax.cli import main
 
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 
@@ -108,6 +109,14 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     before = jax.config.jax_compilation_cache_dir
     yield tmp_path / 'cache'
     jax.config.update('jax_compilation_cache_dir', before)
+
+
+def run_cli(*args: Any) -> int:
+    """The exit code of `fmen-jax ARGS`, run in this process."""
+    with pytest.raises(SystemExit) as ended:
+        main([*map(str, args)])
+    assert isinstance(ended.value.code, int)
+    return ended.value.code
 
 
 def corrupted(tree: Any, by: float = 1e-4) -> Any:

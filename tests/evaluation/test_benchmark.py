@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import functools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -12,11 +13,10 @@ import pytest
 from PIL import Image
 
 import fmen_jax
-from fmen_jax.cli import main
 from fmen_jax.data.pairs import find_pairs, load_pair
 from fmen_jax.evaluation import benchmark, protocols
 from fmen_jax.inference.upscaler import Upscaler
-from tests.conftest import ROOT, corrupted
+from tests.conftest import ROOT, corrupted, run_cli
 from tests.data.test_pairs import lay_out
 
 FIGURES = json.loads((ROOT / 'tests/golden/benchmarks_x4.json').read_text())
@@ -60,11 +60,7 @@ def test_published_figures_of_every_picture(
     assert abs(mean.bicubic_ssim - bicubic['ssim']) < 1e-5
 
 
-def run(*args: Any) -> int:
-    with pytest.raises(SystemExit) as ended:
-        main(['evaluate', *map(str, args)])
-    assert isinstance(ended.value.code, int)
-    return ended.value.code
+run = functools.partial(run_cli, 'evaluate')
 
 
 def test_command_line(weights: Path, tmp_path: Path, capsys: Any) -> None:

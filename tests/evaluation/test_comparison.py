@@ -1,5 +1,6 @@
 """`fmen-jax compare`: costs side by side."""
 
+import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -8,11 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fmen_jax.cli import main
 from fmen_jax.evaluation import comparison
 from fmen_jax.models import zoo
 from fmen_jax.models.fmen import FMENConfig
 from fmen_jax.models.rfdn import RFDNConfig
+from tests.conftest import run_cli
 from tests.data.test_pairs import lay_out
 
 
@@ -39,11 +40,7 @@ def test_rows_are_counted_and_measured() -> None:
     assert comparison.as_markdown([second]).rstrip().endswith('| 30.00 |')
 
 
-def run(*args: Any) -> int:
-    with pytest.raises(SystemExit) as ended:
-        main(['compare', *map(str, args)])
-    assert isinstance(ended.value.code, int)
-    return ended.value.code
+run = functools.partial(run_cli, 'compare')
 
 
 def test_command_line(weights: Path, tmp_path: Path, capsys: Any) -> None:

@@ -1,6 +1,7 @@
 """`fmen-jax upscale`, from files to files."""
 
 import dataclasses
+import functools
 import json
 import subprocess
 import sys
@@ -13,21 +14,16 @@ import pytest
 import skimage.data
 from PIL import Image
 
-from fmen_jax.cli import main
 from fmen_jax.errors import InputError
 from fmen_jax.inference import jobs, upscaler
 from fmen_jax.inference.upscaler import Upscaler
 from fmen_jax.pretrained import load
-from tests.conftest import ROOT, corrupted
+from tests.conftest import ROOT, corrupted, run_cli
 
 PHOTO = skimage.data.astronaut()[:24, :31]
 
 
-def run(*args: Any) -> int:
-    with pytest.raises(SystemExit) as ended:
-        main(['upscale', *map(str, args)])
-    assert isinstance(ended.value.code, int)
-    return ended.value.code
+run = functools.partial(run_cli, 'upscale')
 
 
 def opened(path: Path) -> Image.Image:
