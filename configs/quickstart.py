@@ -14,8 +14,9 @@ from fmen_jax.training.step import StepConfig
 
 experiment = Experiment(
     model=FMENConfig(scale=4),
+    start='bicubic',
     pipeline=PipelineConfig(patch=32, batch=16),
-    optim=OptimConfig(learning_rate=1e-3, schedule='cosine', warmup_steps=20),
-    step=StepConfig(ema_decay=0.99),
-    loop=LoopConfig(steps=1200, log_every=50, validate_every=600, checkpoint_every=200),
+    optim=OptimConfig(learning_rate=2e-3, schedule='cosine', warmup_steps=20, b2=0.99),
+    step=StepConfig(ema_decay=0.98),
+    loop=LoopConfig(steps=1000, log_every=50, validate_every=500, checkpoint_every=250),
 )

@@ -9,6 +9,7 @@ from fmen_jax.data.pipeline import PipelineConfig
 from fmen_jax.data.sources import Broken
 from fmen_jax.errors import InputError
 from fmen_jax.models.fmen import FMENConfig
+from fmen_jax.models.initial import Start
 from fmen_jax.models.layers import Graph
 from fmen_jax.training.optim import OptimConfig
 from fmen_jax.training.step import StepConfig
@@ -54,7 +55,10 @@ class Experiment:
     weights)."""
     init_from: str = ''
     """A checkpoint or the name of published weights to start from, of another scale too (all but
-    the tail); empty: PyTorch's initial distribution."""
+    the tail); empty: as `start` says."""
+    start: Start = 'pytorch'
+    """Initial weights: 'pytorch', its default distribution, or 'bicubic', where head and tail make
+    the bicubic upscale (`models.initial`)."""
     seed: int = 0
     """Of the initial weights; the data have their own."""
     data: DataConfig = DataConfig()

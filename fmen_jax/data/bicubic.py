@@ -75,7 +75,7 @@ def imresize(image: Image, scale: float | Fraction, *, convention: str = 'edsr')
     return xp.clip(xp.floor(resized + 0.5), 0, 255).astype(np.uint8)
 
 
-def _cubic(x: np.ndarray) -> np.ndarray:
+def cubic_kernel(x: np.ndarray) -> np.ndarray:
     """Keys' cubic convolution kernel, a = -0.5 (Keys 1981, eq. 15)."""
     x = np.abs(x)
     near, far = (1.5 * x - 2.5) * x * x + 1, ((-0.5 * x + 2.5) * x - 4) * x + 2
@@ -91,7 +91,7 @@ def _taps(size: int, ratio: Fraction, edges: str) -> tuple[np.ndarray, np.ndarra
     centre = (np.arange(math.ceil(size * ratio)) + 0.5) / scale - 0.5
     first = np.floor(centre - reach / 2).astype(int)
     index = first[:, None] + np.arange(math.ceil(reach) + 2)
-    weight = _cubic((centre[:, None] - index) * shrink)
+    weight = cubic_kernel((centre[:, None] - index) * shrink)
     weight /= weight.sum(1, keepdims=True)
     used = weight.any(0)
     index, weight = index[:, used], weight[:, used]

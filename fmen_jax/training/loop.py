@@ -23,6 +23,7 @@ from fmen_jax.data.sources import open_source, prepare
 from fmen_jax.errors import FMENError, InputError
 from fmen_jax.evaluation import benchmark, protocols
 from fmen_jax.files import sha256, write_text
+from fmen_jax.models import initial
 from fmen_jax.models.layers import Params
 from fmen_jax.training.checkpoint import Checkpoints
 from fmen_jax.training.optim import make_optimizer
@@ -190,15 +191,13 @@ def _step_of(line: str) -> float:
 
 
 def initial_variables(experiment: Experiment) -> Params:
-    """The variables before the first step: PyTorch's distribution, or a checkpoint's.
+    """The variables before the first step: drawn, or a checkpoint's.
 
     Raises:
       InputError: the checkpoint is of another network or graph.
     """
     e = experiment
-    module = e.model.build(e.graph)
-    x = np.zeros((1, 1, 1, e.model.n_colors), np.float32)
-    variables = dict(module.init(jax.random.key(e.seed), x))
+    variables = initial.initial_variables(e.model, e.graph, seed=e.seed, start=e.start)
     if not e.init_from:
         return variables
     net = pretrained.load(e.init_from)
@@ -222,7 +221,8 @@ def _claim(workdir: Path, experiment: Experiment) -> None:
     """Save the settings in a new workdir; compare them with those of an old one."""
     path, now = workdir / 'config.json', flat(experiment)
     if path.exists():
-        before = json.loads(path.read_text(encoding='utf-8'))
+        # a setting that is younger than the run had its default
+        before = flat(Experiment()) | json.loads(path.read_text(encoding='utf-8'))
         changed = [
             f'\n  {name} is {now.get(name)}, was {before.get(name)}'
             for name in sorted(now.keys() | before.keys())
