@@ -20,7 +20,7 @@ class DataConfig:
     """Which pictures are trained on, and which are validated on."""
 
     train: tuple[str, ...] = ()
-    """Folders of HR pictures or of pairs."""
+    """Folders of HR pictures or of pairs, or div2k/bicubic_x4 and the like."""
     broken: Broken = 'refuse'
     """What to do with pictures that cannot be read."""
     validation: str = ''

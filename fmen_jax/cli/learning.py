@@ -14,7 +14,7 @@ from fmen_jax.errors import InputError
 
 
 def prepare(
-    folders: Positional[list[Path]],
+    data: Positional[list[str]],
     scale: Annotated[int, arg(aliases=['-s'])],
     output: Annotated[Path | None, arg(aliases=['-o'])] = None,
     broken: Literal['refuse', 'skip'] = 'refuse',
@@ -22,7 +22,8 @@ def prepare(
     """Decode pictures once for training, in both sizes; what is prepared already stays.
 
     Args:
-      folders: HR pictures, or pairs in one of the layouts that `evaluate` knows.
+      data: Folders of HR pictures, or of pairs in one of the layouts that `evaluate` knows, or
+        div2k/bicubic_x2, x3 or x4 (through TensorFlow Datasets; TFDS_DATA_DIR says where).
       scale: The factor between HR and LR.
       output: Where to put it, for one folder; by default in the cache, where `train` finds it.
       broken: What to do with pictures that cannot be read.
@@ -31,16 +32,16 @@ def prepare(
 
     from fmen_jax.data import sources
 
-    if output and len(folders) > 1:
-        raise InputError(f'{output} is one folder, but there are {len(folders)} to prepare.')
-    for folder in folders:
-        with tqdm.tqdm(unit='picture', desc=folder.name) as bar:
+    if output and len(data) > 1:
+        raise InputError(f'{output} is one folder, but there are {len(data)} to prepare.')
+    for name in data:
+        with tqdm.tqdm(unit='picture', desc=name) as bar:
 
             def report(done: int, total: int, bar: tqdm.tqdm = bar) -> None:
                 bar.total = total
                 bar.update(done - bar.n)
 
-            path = sources.prepare(folder, scale, output=output, broken=broken, report=report)
+            path = sources.prepare(name, scale, output=output, broken=broken, report=report)
         source = sources.open_source(path)
         for fault in source.skipped:
             print(f'skipped: {fault}', file=sys.stderr)

@@ -89,17 +89,26 @@ def load_pair(pair: Pair, scale: int, *, keep: bool = True) -> Loaded:
     height, width = (size // scale for size in hr.shape[:2])
     if not (height and width):
         raise InputError(f'{pair.hr} is {hr.shape[1]}x{hr.shape[0]}: too small for x{scale}.')
-    cropped = hr[: height * scale, : width * scale]
     if pair.lr:
         lr = images.read(pair.lr).pixels
-    else:
-        lr = _kept(cropped, scale) if keep else imresize(cropped, 1 / scale)
+        return fitted(pair.name, lr, hr, scale, where=f'{pair.lr} and {pair.hr}')
+    hr = hr[: height * scale, : width * scale]
+    return Loaded(pair.name, _kept(hr, scale) if keep else imresize(hr, 1 / scale), hr)
+
+
+def fitted(name: str, lr: np.ndarray, hr: np.ndarray, scale: int, *, where: str = '') -> Loaded:
+    """A pair [H, W, 3] each, with the HR picture cropped to the LR one's size times the scale.
+
+    Raises:
+      InputError: sizes that differ by another factor; it names the picture, or `where` it is.
+    """
+    height, width = (size // scale for size in hr.shape[:2])
     if lr.shape[:2] != (height, width):
         raise InputError(
-            f'{pair.lr} is {lr.shape[1]}x{lr.shape[0]} and {pair.hr} {hr.shape[1]}x{hr.shape[0]}: '
-            f'expected {width}x{height} for x{scale}.'
+            f'{where or name}: LR is {lr.shape[1]}x{lr.shape[0]} and HR {hr.shape[1]}x'
+            f'{hr.shape[0]}; expected an LR picture of {width}x{height} for x{scale}.'
         )
-    return Loaded(pair.name, lr, cropped)
+    return Loaded(name, lr, hr[: height * scale, : width * scale])
 
 
 def _kept(hr: np.ndarray, scale: int) -> np.ndarray:

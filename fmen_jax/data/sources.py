@@ -10,14 +10,15 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
 
 import filelock
 import numpy as np
 
-from fmen_jax.data.pairs import Pair, find_pairs, load_pair
+from fmen_jax.data import div2k
+from fmen_jax.data.pairs import Loaded, find_pairs, load_pair
 from fmen_jax.errors import InputError
 from fmen_jax.files import cache_folder
 
@@ -73,17 +74,18 @@ class Source:
 
 
 def prepare(
-    folder: Path,
+    data: str | Path,
     scale: int,
     *,
     output: Path | None = None,
     broken: Broken = 'refuse',
     report: Callable[[int, int], object] | None = None,
 ) -> Path:
-    """Prepare the pictures of a folder, once; where the prepared source is.
+    """Prepare pictures, once; where the prepared source is.
 
     Args:
-      folder: HR pictures, whose LR is made by MATLAB's imresize, or pairs (see `data.pairs`).
+      data: a folder of HR pictures, whose LR is made by MATLAB's imresize, or of pairs (see
+        `data.pairs`), or a name such as div2k/bicubic_x4 (see `data.div2k`).
       scale: the factor between them.
       output: where to put it; by default in the cache, by what the folder holds.
       broken: what to do with pictures that cannot be read.
@@ -92,11 +94,11 @@ def prepare(
     Raises:
       InputError: no pictures, or, with 'refuse', broken ones: all are named.
     """
-    pairs = find_pairs(folder, scale)
-    digest = _digest(pairs, scale, broken)
-    target = (
-        output or cache_folder() / 'prepared' / f'{folder.resolve().name}_x{scale}_{digest[:12]}'
-    )
+    pictures = _pictures(data, scale)
+    known = (_FORMAT, scale, broken, pictures.known)
+    digest = hashlib.sha256(repr(known).encode()).hexdigest()
+    name = f'{pictures.label}_x{scale}_{digest[:12]}'
+    target = output or cache_folder() / 'prepared' / name
     target.parent.mkdir(parents=True, exist_ok=True)
     with filelock.FileLock(f'{target}.lock'):
         if (target / 'index.json').exists():
@@ -113,7 +115,7 @@ def prepare(
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir()
         try:
-            index = _write(aside, pairs, scale, broken, report)
+            index = _write(aside, pictures.loaders, scale, broken, report)
             text = json.dumps({'digest': digest, **index}, indent=1)
             (aside / 'index.json').write_text(text)
             aside.replace(target)
@@ -122,16 +124,33 @@ def prepare(
     return target
 
 
-def _digest(pairs: Sequence[Pair], scale: int, broken: Broken) -> str:
-    """Of the pictures' paths, sizes and times, so that a changed folder is prepared anew."""
+@dataclasses.dataclass(frozen=True)
+class _Pictures:
+    label: str
+    known: Any
+    """What the pictures are, without reading them, so that changed ones are prepared anew."""
+    loaders: Sequence[Callable[[], Loaded]]
+
+
+def _pictures(data: str | Path, scale: int) -> _Pictures:
+    if str(data).startswith(div2k.PREFIX) and not Path(data).exists():
+        found = div2k.open_set(str(data))
+        if found.scale != scale:
+            raise InputError(f'{data} has scale {found.scale}, but {scale} is asked for.')
+        info = (found.folder / 'dataset_info.json').stat()
+        known = (str(data), str(found.folder.resolve()), info.st_size, info.st_mtime_ns)
+        loaders = [partial(found.pair, number) for number in range(len(found.examples))]
+        return _Pictures(str(data).replace('/', '_'), known, loaders)
+    pairs = find_pairs(Path(data), scale)
     files = [path for pair in pairs for path in (pair.hr, pair.lr) if path]
     known = [(str(p.resolve()), p.stat().st_size, p.stat().st_mtime_ns) for p in files]
-    return hashlib.sha256(repr((_FORMAT, scale, broken, known)).encode()).hexdigest()
+    loaders = [partial(load_pair, pair, scale, keep=False) for pair in pairs]
+    return _Pictures(Path(data).resolve().name, known, loaders)
 
 
 def _write(
     folder: Path,
-    pairs: Sequence[Pair],
+    loaders: Sequence[Callable[[], Loaded]],
     scale: int,
     broken: Broken,
     report: Callable[[int, int], object] | None,
@@ -140,24 +159,24 @@ def _write(
     faults: list[str] = []
     start = 0
     with (folder / 'lr.u8').open('wb') as lr_file, (folder / 'hr.u8').open('wb') as hr_file:
-        for done, pair in enumerate(pairs, 1):
+        for done, load in enumerate(loaders, 1):
             try:
-                loaded = load_pair(pair, scale, keep=False)
+                loaded = load()
             except InputError as error:
                 faults.append(str(error))
                 continue
             finally:
                 if report:
-                    report(done, len(pairs))
+                    report(done, len(loaders))
             height, width = loaded.lr.shape[:2]
-            entries.append(Entry(pair.name, height, width, start))
+            entries.append(Entry(loaded.name, height, width, start))
             start += loaded.lr.size
             lr_file.write(loaded.lr.tobytes())
             hr_file.write(loaded.hr.tobytes())
     if faults and (broken == 'refuse' or not entries):
         raise InputError(
-            f'{len(faults)} of {len(pairs)} pictures cannot be used; mend or remove them, or skip '
-            'them (broken "skip"):' + ''.join(f'\n  {fault}' for fault in faults)
+            f'{len(faults)} of {len(loaders)} pictures cannot be used; mend or remove them, or '
+            'skip them (broken "skip"):' + ''.join(f'\n  {fault}' for fault in faults)
         )
     return {
         'scale': scale,

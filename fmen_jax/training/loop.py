@@ -68,7 +68,7 @@ def train(
         raise InputError('data.train is empty: name folders of pictures to train on.')
     optimizer = make_optimizer(e.optim, e.loop.steps)
     _claim(workdir, e)
-    sources = [open_source(prepare(Path(f), scale, broken=e.data.broken)) for f in e.data.train]
+    sources = [open_source(prepare(name, scale, broken=e.data.broken)) for name in e.data.train]
     mesh = parallel.make_mesh()
     batches = Batches(
         sources, e.pipeline, process=jax.process_index(), processes=jax.process_count()

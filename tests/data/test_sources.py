@@ -38,7 +38,7 @@ def test_a_second_run_does_nothing_and_a_change_is_noticed(
     folder = lay_out(tmp_path / 'photos', 'HR alone')
     first = prepare(folder, 2)
     with monkeypatch.context() as patch:
-        patch.setattr(sources, 'load_pair', None)  # a call would fail
+        patch.setattr(sources, '_write', None)  # a call would fail
         assert prepare(folder, 2) == first
     save(folder / 'c.png', PHOTO[:30])
     second = prepare(folder, 2)

@@ -1,0 +1,143 @@
+"""DIV2K through TensorFlow Datasets, prepared and read without TensorFlow.
+
+The stock builder lists and extracts files with TensorFlow. This one takes the pictures out of the
+official zips itself, one pair at a time; names, versions, splits, URLs and checksums are the stock
+builder's. Pictures go into TFDS as file paths and come out through Pillow.
+"""
+
+import dataclasses
+import functools
+import os
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from fmen_jax.data.pairs import Loaded, fitted
+from fmen_jax.errors import InputError, require
+from fmen_jax.files import sha256
+
+PREFIX = 'div2k/'
+"""How the name of a DIV2K set begins, such as div2k/bicubic_x4 or div2k/bicubic_x4/validation."""
+
+_SCALES = {f'bicubic_x{scale}': scale for scale in (2, 3, 4)}
+
+
+def home() -> Path:
+    """The data folder of TFDS, ~/tensorflow_datasets or TFDS_DATA_DIR.
+
+    Official zips that are in its downloads/manual are used, the others downloaded.
+    """
+    return Path(os.environ.get('TFDS_DATA_DIR', '~/tensorflow_datasets')).expanduser()
+
+
+@dataclasses.dataclass(frozen=True)
+class Div2k:
+    """A prepared set; `open_set` makes one of its name."""
+
+    name: str
+    scale: int
+    folder: Path
+    """Where TFDS keeps it."""
+    examples: Any
+    """Random access to {'lr', 'hr'}, [H, W, 3] uint8 each: TFDS's data source."""
+
+    def pair(self, number: int) -> Loaded:
+        """A picture in both sizes.
+
+        Raises:
+          InputError: sizes that differ by another factor than the scale.
+        """
+        example = self.examples[number]
+        return fitted(f'{self.name}[{number}]', example['lr'], example['hr'], self.scale)
+
+
+def open_set(name: str) -> Div2k:
+    """A set by its name, prepared to array_record at the first call.
+
+    Raises:
+      InputError: no such set, a missing package, or zips that are not the official ones.
+    """
+    config, _, part = name.removeprefix(PREFIX).partition('/')
+    if config not in _SCALES or part not in ('', 'train', 'validation'):
+        raise InputError(
+            f'{name}: no such set; expected '
+            + ', '.join(PREFIX + config for config in _SCALES)
+            + ', with /train (the default) or /validation behind it.'
+        )
+    builder = _builder_class()(config=config, data_dir=home())
+    builder.download_and_prepare(file_format='array_record')
+    examples = builder.as_data_source(part or 'train')
+    return Div2k(name, _SCALES[config], Path(builder.data_dir), examples)
+
+
+@functools.cache
+def _builder_class() -> Any:
+    # TFDS imports importlib_resources without asking for it
+    for module in ('tensorflow_datasets', 'array_record', 'importlib_resources', 'PIL'):
+        require(module, 'div2k', 'DIV2K through TensorFlow Datasets')
+    import tensorflow_datasets as tfds
+    from tensorflow_datasets.datasets.div2k import div2k_dataset_builder as stock
+
+    class Builder(stock.Builder, skip_registration=True):
+        """The stock data set, from the same files, without TensorFlow."""
+
+        name = 'div2k'
+        url_infos = stock.Builder.url_infos
+
+        def _info(self) -> Any:
+            image = tfds.features.Image(shape=(None, None, 3))
+            return tfds.core.DatasetInfo(
+                builder=self,
+                features=tfds.features.FeaturesDict({'lr': image, 'hr': image}),
+                supervised_keys=('lr', 'hr'),
+                homepage='https://data.vision.ee.ethz.ch/cvl/DIV2K/',
+            )
+
+        def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
+            urls = self.builder_config.download_urls
+            zips = {key: self._zip(dl_manager, url) for key, url in urls.items()}
+            return {
+                'train': self._generate_examples(zips['train_lr_url'], zips['train_hr_url']),
+                'validation': self._generate_examples(zips['valid_lr_url'], zips['valid_hr_url']),
+            }
+
+        def _zip(self, dl_manager: Any, url: str) -> Path:
+            name = PurePosixPath(url).name
+            # manual_dir itself raises where the folder does not exist
+            path = home() / 'downloads/manual' / name
+            if not path.is_file():
+                return Path(dl_manager.download(url))
+            expected = self.url_infos[url].checksum
+            if (found := sha256(path)) != expected:
+                raise InputError(
+                    f'{path} has SHA-256 {found}; the official file has {expected}: remove it, and '
+                    'it is downloaded.'
+                )
+            return path
+
+        def _generate_examples(self, lr_zip: Path, hr_zip: Path) -> Iterator[tuple[str, Any]]:
+            with zipfile.ZipFile(lr_zip) as lr, zipfile.ZipFile(hr_zip) as hr:
+                lr_names, hr_names = _pictures(lr), _pictures(hr)
+                if lr_names.keys() != hr_names.keys():
+                    alone = sorted(lr_names.keys() ^ hr_names.keys())
+                    raise InputError(
+                        f'{lr_zip} and {hr_zip}: {len(alone)} pictures are in one only, such as '
+                        f'{alone[0]}.'
+                    )
+                for stem in sorted(hr_names):
+                    with tempfile.TemporaryDirectory() as folder:
+                        paths = {
+                            'lr': lr.extract(lr_names[stem], folder),
+                            'hr': hr.extract(hr_names[stem], folder),
+                        }
+                        yield stem, paths
+
+    return Builder
+
+
+def _pictures(archive: zipfile.ZipFile) -> dict[str, str]:
+    """Number of the picture -> member: 0801 for .../0801x4.png and .../0801.png."""
+    members = (PurePosixPath(name) for name in archive.namelist())
+    return {path.stem[:4]: str(path) for path in members if path.suffix == '.png'}
