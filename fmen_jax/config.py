@@ -23,8 +23,8 @@ class DataConfig:
     """Folders of HR pictures or of pairs, or div2k/bicubic_x4 and the like."""
     broken: Broken = 'refuse'
     """What to do with pictures that cannot be read."""
-    validation: str = ''
-    """A benchmark folder; none if empty."""
+    validation: tuple[str, ...] = ()
+    """Benchmark folders; the best checkpoint is the one with the highest mean PSNR over them."""
     protocol: str = 'y'
     """How to validate: a name of `evaluation.protocols`."""
 
@@ -73,7 +73,11 @@ class Experiment:
                 raise InputError(f'loop.{name} is {getattr(self.loop, name)}; expected 1 or more.')
 
 
-FREE = ('pipeline.threads', 'pipeline.ahead', 'loop.log_every', 'loop.keep')
+FREE = (
+    *('pipeline.threads', 'pipeline.processes', 'pipeline.ahead'),
+    'loop.log_every',
+    'loop.keep',
+)
 """Settings that do not change the outcome, and may differ when a run is resumed."""
 
 

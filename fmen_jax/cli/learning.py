@@ -62,8 +62,17 @@ def train(args: Sequence[str]) -> int:
         """Train a network; the same command goes on where a run in the workdir stopped."""
 
         workdir: Path
-        """Gets config.json, metrics.jsonl, checkpoints, and weights.safetensors at the end."""
+        """Gets config.json, metrics.jsonl, tensorboard, checkpoints, and at the end weights."""
         experiment: Annotated[Experiment, arg(name='')]
+        cluster: str = ''
+        """Of several processes: auto (TPU pod, SLURM, Open MPI, Kubernetes), or HOST:PORT of
+        process 0, with --processes and --process."""
+        processes: int | None = None
+        """How many processes there are, where the cluster is HOST:PORT."""
+        process: int | None = None
+        """Which of them this is, from 0."""
+        profile: int = 0
+        """Steps of which to write a trace to WORKDIR/profile, for TensorBoard or Perfetto."""
 
     if not args or args[0].startswith('-'):
         print('usage: fmen-jax train configs/NAME.py --workdir DIR [options]', file=sys.stderr)
@@ -76,15 +85,18 @@ def train(args: Sequence[str]) -> int:
         default=Train(tyro.MISSING, experiment),
     )
 
+    from fmen_jax import parallel
     from fmen_jax.compiler import keep_compiled
     from fmen_jax.inference.upscaler import Upscaler
     from fmen_jax.training import loop
 
+    parallel.join(given.cluster, given.processes, given.process)
     keep_compiled()
     weights = loop.train(
         given.experiment,
         given.workdir,
         upscaler=Upscaler,
+        profile=given.profile,
         report=lambda r: print(_line(r), flush=True),
     )
     print(weights or f'stopped; the same command goes on from the checkpoint in {given.workdir}')
@@ -94,7 +106,8 @@ def train(args: Sequence[str]) -> int:
 def _line(record: dict[str, Any]) -> str:
     """A record of the training log, for people."""
     if 'validation_psnr' in record:
-        return f'step {record["step"]}  validation {record["validation_psnr"]:.3f} dB'
+        means = [f'{name} {psnr:.3f} dB' for name, psnr in record['validation_psnr'].items()]
+        return f'step {record["step"]}  validation {", ".join(means)}'
     left = datetime.timedelta(seconds=round(record['seconds_left']))
     return (
         f'step {record["step"]}  loss {record["loss"]:.4f}  '

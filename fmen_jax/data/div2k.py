@@ -80,11 +80,13 @@ def _builder_class() -> Any:
     import tensorflow_datasets as tfds
     from tensorflow_datasets.datasets.div2k import div2k_dataset_builder as stock
 
-    class Builder(stock.Builder, skip_registration=True):
+    base: Any = stock.Builder
+
+    class Builder(base, skip_registration=True):  # pyright: ignore
         """The stock data set, from the same files, without TensorFlow."""
 
         name = 'div2k'
-        url_infos = stock.Builder.url_infos
+        url_infos: Any = stock.Builder.url_infos
 
         def _info(self) -> Any:
             image = tfds.features.Image(shape=(None, None, 3))
@@ -95,12 +97,12 @@ def _builder_class() -> Any:
                 homepage='https://data.vision.ee.ethz.ch/cvl/DIV2K/',
             )
 
-        def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
+        def _split_generators(self, dl_manager: Any) -> Any:
             urls = self.builder_config.download_urls
             zips = {key: self._zip(dl_manager, url) for key, url in urls.items()}
             return {
-                'train': self._generate_examples(zips['train_lr_url'], zips['train_hr_url']),
-                'validation': self._generate_examples(zips['valid_lr_url'], zips['valid_hr_url']),
+                name: _examples(zips[f'{part}_lr_url'], zips[f'{part}_hr_url'])
+                for name, part in (('train', 'train'), ('validation', 'valid'))
             }
 
         def _zip(self, dl_manager: Any, url: str) -> Path:
@@ -117,24 +119,25 @@ def _builder_class() -> Any:
                 )
             return path
 
-        def _generate_examples(self, lr_zip: Path, hr_zip: Path) -> Iterator[tuple[str, Any]]:
-            with zipfile.ZipFile(lr_zip) as lr, zipfile.ZipFile(hr_zip) as hr:
-                lr_names, hr_names = _pictures(lr), _pictures(hr)
-                if lr_names.keys() != hr_names.keys():
-                    alone = sorted(lr_names.keys() ^ hr_names.keys())
-                    raise InputError(
-                        f'{lr_zip} and {hr_zip}: {len(alone)} pictures are in one only, such as '
-                        f'{alone[0]}.'
-                    )
-                for stem in sorted(hr_names):
-                    with tempfile.TemporaryDirectory() as folder:
-                        paths = {
-                            'lr': lr.extract(lr_names[stem], folder),
-                            'hr': hr.extract(hr_names[stem], folder),
-                        }
-                        yield stem, paths
-
     return Builder
+
+
+def _examples(lr_zip: Path, hr_zip: Path) -> Iterator[tuple[str, dict[str, str]]]:
+    """The pictures of two zips, as paths that are there until the next one is asked for."""
+    with zipfile.ZipFile(lr_zip) as lr, zipfile.ZipFile(hr_zip) as hr:
+        lr_names, hr_names = _pictures(lr), _pictures(hr)
+        if lr_names.keys() != hr_names.keys():
+            alone = sorted(lr_names.keys() ^ hr_names.keys())
+            raise InputError(
+                f'{lr_zip} and {hr_zip}: {len(alone)} pictures are in one only, such as {alone[0]}.'
+            )
+        for stem in sorted(hr_names):
+            with tempfile.TemporaryDirectory() as folder:
+                paths = {
+                    'lr': lr.extract(lr_names[stem], folder),
+                    'hr': hr.extract(hr_names[stem], folder),
+                }
+                yield stem, paths
 
 
 def _pictures(archive: zipfile.ZipFile) -> dict[str, str]:

@@ -7,6 +7,7 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import absl.flags
 import grain
 import numpy as np
 
@@ -28,6 +29,8 @@ class PipelineConfig:
     """Of the places and the flips."""
     threads: int = 2
     """That make batches ahead. Which has no influence on what is in them."""
+    processes: int = 0
+    """That make batches instead, each with its threads; where threads are not enough."""
     ahead: int = 8
     """Batches that wait at most."""
 
@@ -121,7 +124,13 @@ def dihedral(image: np.ndarray, which: int) -> np.ndarray:
 def prefetched(
     batches: Batches, config: PipelineConfig, *, start: int = 0
 ) -> Iterator[dict[str, np.ndarray]]:
-    """The batches from a step on, made ahead by threads."""
+    """The batches from a step on, made ahead by threads or by processes, in the same order."""
     options = grain.ReadOptions(num_threads=config.threads, prefetch_buffer_size=config.ahead)
     dataset: Any = grain.MapDataset.source(batches)  # pyright: ignore[reportArgumentType]
-    return iter(dataset[start:].to_iter_dataset(options))
+    ahead = dataset[start:].to_iter_dataset(options)
+    if config.processes:
+        if not absl.flags.FLAGS.is_parsed():  # Grain's workers ask for flags of theirs
+            absl.flags.FLAGS.mark_as_parsed()
+        workers = grain.MultiprocessingOptions(config.processes, per_worker_buffer_size=2)
+        ahead = ahead.mp_prefetch(workers)
+    return iter(ahead)

@@ -46,6 +46,13 @@ class Checkpoints:
         found = list(self._orbax.checkpoints)
         return max(found, key=lambda c: (_psnr(c.metrics), c.step)).step if found else None
 
+    def psnr(self, step: int) -> float | None:
+        """The PSNR that was saved with a step, if it was validated."""
+        self._orbax.wait()
+        return next((c.metrics or {} for c in self._orbax.checkpoints if c.step == step), {}).get(
+            'psnr'
+        )
+
     def load(self, like: TrainState, step: int) -> TrainState:
         """The state of a step, with the shapes, dtypes and shardings of `like`."""
         abstract = jax.tree.map(

@@ -1,6 +1,5 @@
 """The training loop: data in, checkpoints and a folded network out, exactly resumable."""
 
-import dataclasses
 import json
 import math
 import signal
@@ -12,25 +11,24 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
-from fmen_jax import __version__, parallel, pretrained
+from fmen_jax import parallel
 from fmen_jax.compiler import jit
 from fmen_jax.config import FREE, Experiment, flat
-from fmen_jax.data.pairs import Pair, find_pairs
 from fmen_jax.data.pipeline import Batches, prefetched
 from fmen_jax.data.sources import open_source, prepare
 from fmen_jax.errors import FMENError, InputError
-from fmen_jax.evaluation import benchmark, protocols
-from fmen_jax.files import sha256, write_text
-from fmen_jax.models import initial
-from fmen_jax.models.layers import Params
+from fmen_jax.files import write_text
 from fmen_jax.training.checkpoint import Checkpoints
+from fmen_jax.training.log import Log, Report
 from fmen_jax.training.optim import make_optimizer
 from fmen_jax.training.state import TrainState, init_state
 from fmen_jax.training.step import Metrics, make_train_step
+from fmen_jax.training.validation import MakeUpscaler, Validation
+from fmen_jax.training.weights import first_variables, train_network, write_weights
 
-Report = Callable[[dict[str, Any]], object]
+# A trace begins after this many steps, when compilation is over and the pipeline is full.
+_BEFORE_TRACE = 5
 
 
 class DivergedError(FMENError):
@@ -41,17 +39,21 @@ def train(
     experiment: Experiment,
     workdir: Path,
     *,
-    upscaler: Callable[[pretrained.Network], Callable[[np.ndarray], np.ndarray]],
+    upscaler: MakeUpscaler,
     report: Report = dict,  # which does nothing
+    profile: int = 0,
 ) -> Path | None:
     """Train, or go on where the run in `workdir` stopped; the same command does both.
 
+    In a cluster every process calls this, with a workdir that all of them see.
+
     Args:
       experiment: the settings, which are saved in `workdir`.
-      workdir: gets config.json, metrics.jsonl, checkpoints/ and at the end weights.safetensors with
-        its card.json.
+      workdir: gets config.json, metrics.jsonl, tensorboard/, checkpoints/ and at the end
+        weights.safetensors (folded) with its card.json, and train_weights.safetensors.
       upscaler: makes of a folded network a function on 8-bit pictures, for validation.
       report: called with every record of the log.
+      profile: steps of which to write a trace to workdir/profile, for TensorBoard or Perfetto.
 
     Returns:
       The folded weights; None if SIGTERM or Ctrl-C ended the run early, after a checkpoint.
@@ -61,9 +63,8 @@ def train(
       DivergedError: the loss was not finite; the last checkpoint is from before.
     """
     e = experiment
-    rule = protocols.protocol(e.data.protocol)
     scale = e.model.scale
-    pairs = find_pairs(Path(e.data.validation), scale) if e.data.validation else []
+    validation = Validation(e.data.validation, e.data.protocol, scale, upscaler)
     if not e.data.train:
         raise InputError('data.train is empty: name folders of pictures to train on.')
     optimizer = make_optimizer(e.optim, e.loop.steps)
@@ -73,78 +74,90 @@ def train(
     batches = Batches(
         sources, e.pipeline, process=jax.process_index(), processes=jax.process_count()
     )
-    module = e.model.build(e.graph)
-    state = init_state(initial_variables(e), optimizer, ema=e.step.ema_decay > 0)
-    state = jax.device_put(state, parallel.replicated(mesh))
+    state = init_state(first_variables(e), optimizer, ema=e.step.ema_decay > 0)
+    state = parallel.replicate(mesh, state)
     checkpoints = Checkpoints(workdir / 'checkpoints', keep=e.loop.keep)
+    log: Log | None = None
+    tracing = _Tracing(workdir / 'profile', profile)
     try:
         if checkpoints.latest is not None:
             state = checkpoints.load(state, checkpoints.latest)
-        run = _Run(e, workdir, checkpoints, report)
-        step_function = jit(make_train_step(module, optimizer, e.step), donate_argnums=0)
+        log = Log(workdir, int(state.step), report)
+        step_function = jit(
+            make_train_step(e.model.build(e.graph), optimizer, e.step), donate_argnums=0
+        )
 
-        def validate(state: TrainState) -> float | None:
-            return _validate(_network(e, state), pairs, rule, upscaler) if pairs else None
-
-        def next_state(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
+        def step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
             return step_function(state, parallel.split_batch(mesh, batch, e.pipeline.batch))
 
+        run = _Run(e, step, log, checkpoints, validation)
         with _signals() as stop:
-            state, finished = run.loop(state, batches, next_state, validate, stop)
+            state, finished = run.loop(state, batches, stop, tracing)
         if not finished:
             return None
         # A run without validation has no best state, and ends with its last.
-        best = checkpoints.best if pairs else int(state.step)
-        chosen = checkpoints.load(state, best) if best != int(state.step) and best else state
-        return _finish(e, workdir, chosen, validate(chosen))
+        best = checkpoints.best if validation else None
+        chosen = checkpoints.load(state, best) if best not in (None, int(state.step)) else state
+        if jax.process_index() == 0:
+            write_weights(e, workdir, chosen, checkpoints.psnr(int(chosen.step)))
+        parallel.wait_for_all('weights')
+        return workdir / 'weights.safetensors'
     finally:
         checkpoints.close()
+        tracing.close()
+        if log:
+            log.close()
 
 
 class _Run:
-    """What the loop needs besides the state: settings, log and clocks."""
+    """The loop over the steps, with what it needs besides the state."""
 
     def __init__(
-        self, experiment: Experiment, workdir: Path, checkpoints: Checkpoints, report: Report
+        self,
+        experiment: Experiment,
+        step: Callable[[TrainState, Any], tuple[TrainState, Metrics]],
+        log: Log,
+        checkpoints: Checkpoints,
+        validation: Validation,
     ) -> None:
-        self._settings = experiment
-        self._log = workdir / 'metrics.jsonl'
+        self._experiment = experiment
+        self._step = step
+        self._log = log
         self._checkpoints = checkpoints
-        self._report = report
+        self._validation = validation
 
     def loop(
-        self,
-        state: TrainState,
-        batches: Batches,
-        next_state: Callable[[TrainState, Any], tuple[TrainState, Metrics]],
-        validate: Callable[[TrainState], float | None],
-        stop: threading.Event,
+        self, state: TrainState, batches: Batches, stop: threading.Event, tracing: '_Tracing'
     ) -> tuple[TrainState, bool]:
         """Run to the end, or until `stop`; the state, and whether it is the last one."""
-        every, total = self._settings.loop, self._settings.loop.steps
+        every, total = self._experiment.loop, self._experiment.loop.steps
         start = int(state.step)
-        self._forget_after(start)
-        ahead = prefetched(batches, self._settings.pipeline, start=start)
+        ahead = prefetched(batches, self._experiment.pipeline, start=start)
         pending: Metrics | None = None
         clock, waited, since = time.perf_counter(), 0.0, start
         for step in range(start + 1, total + 1):
+            tracing.before(step - start)
             before = time.perf_counter()
             batch = next(ahead)
             waited += time.perf_counter() - before
-            state, metrics = next_state(state, batch)
+            state, metrics = self._step(state, batch)
             if pending is not None:
                 self._check(pending, step - 1)  # while this step is under way
             pending = metrics
+            logging = step % every.log_every == 0 or step == total
+            # processes agree where they meet anyway; one alone leaves at once
             leaving = stop.is_set()
-            if step % every.log_every == 0 or step == total or leaving:
+            if jax.process_count() > 1:
+                leaving = logging and parallel.any_process(leaving)
+            if logging or leaving:
                 self._check(metrics, step)
                 elapsed = time.perf_counter() - clock
                 rate = (step - since) / elapsed
-                self._record(
-                    step=step,
+                self._log.record(
+                    step,
                     loss=float(metrics.loss),
                     gradient_norm=float(metrics.gradient_norm),
-                    images_per_second=rate * self._settings.pipeline.batch,
+                    images_per_second=rate * self._experiment.pipeline.batch,
                     waited_for_data=waited / elapsed,
                     seconds_left=(total - step) / rate,
                 )
@@ -152,14 +165,23 @@ class _Run:
             validating = step % every.validate_every == 0 or step == total
             if validating or leaving or step % every.checkpoint_every == 0:
                 self._check(metrics, step)
-                psnr = validate(state) if validating and not leaving else None
-                if psnr is not None:
-                    self._record(step=step, validation_psnr=psnr)
+                before = time.perf_counter()
+                psnr = self._validate(state) if validating and not leaving else None
                 self._checkpoints.save(state, psnr=psnr)
-                clock += time.perf_counter() - before if validating else 0.0
+                clock += time.perf_counter() - before
             if leaving and step < total:
                 return state, False
         return state, True
+
+    def _validate(self, state: TrainState) -> float | None:
+        """On process 0; all of them get the figure."""
+        if not self._validation:
+            return None
+        psnr = 0.0
+        if jax.process_index() == 0:
+            network = train_network(self._experiment, state).fold()
+            psnr = self._validation(network, int(state.step), self._log)
+        return parallel.from_first_process(psnr)
 
     def _check(self, metrics: Metrics, step: int) -> None:
         if not math.isfinite(loss := float(metrics.loss)):
@@ -169,52 +191,28 @@ class _Run:
                 'float32, in another workdir.'
             )
 
-    def _record(self, **record: Any) -> None:
-        if jax.process_index() == 0:
-            with self._log.open('a', encoding='utf-8') as file:
-                file.write(json.dumps(record) + '\n')
-            self._report(record)
 
-    def _forget_after(self, step: int) -> None:
-        """Take the lines out of the log that the last run wrote after its last checkpoint."""
-        if jax.process_index() == 0 and self._log.exists():
-            lines = self._log.read_text(encoding='utf-8').splitlines()
-            kept = [line for line in lines if _step_of(line) <= step]
-            write_text(self._log, ''.join(f'{line}\n' for line in kept))
+class _Tracing:
+    """Writes a trace of some steps, after the first ones, in which things are compiled."""
 
+    def __init__(self, folder: Path, steps: int) -> None:
+        self._folder = folder
+        self._first, self._end = _BEFORE_TRACE + 1, _BEFORE_TRACE + 1 + steps
+        self._active = False
 
-def _step_of(line: str) -> float:
-    try:
-        return json.loads(line)['step']
-    except ValueError:  # cut off by a kill
-        return math.inf
+    def before(self, count: int) -> None:
+        """To be called before the step of this run with this number, from 1."""
+        if count == self._first < self._end:
+            jax.profiler.start_trace(self._folder)
+            self._active = True
+        elif count == self._end:
+            self.close()
 
-
-def initial_variables(experiment: Experiment) -> Params:
-    """The variables before the first step: drawn, or a checkpoint's.
-
-    Raises:
-      InputError: the checkpoint is of another network or graph.
-    """
-    e = experiment
-    variables = initial.initial_variables(e.model, e.graph, seed=e.seed, start=e.start)
-    if not e.init_from:
-        return variables
-    net = pretrained.load(e.init_from)
-    net = net.fold() if e.graph == 'deploy' else net
-    same = dataclasses.replace(e.model, scale=net.config.scale)
-    if net.config != same or (net.graph == 'deploy') != (e.graph == 'deploy'):
-        raise InputError(
-            f'init_from {e.init_from} is a {"deploy" if net.graph == "deploy" else "train"} graph '
-            f'of {net.config}; expected one of {same}'
-            + (', or --graph deploy.' if net.graph == 'deploy' else '.')
-        )
-    given = jax.tree.map(
-        lambda a: np.asarray(a, np.float32 if a.dtype.kind == 'f' else a.dtype), net.variables
-    )
-    if net.config.scale != e.model.scale:
-        given['params']['tail_0'] = variables['params']['tail_0']
-    return given
+    def close(self) -> None:
+        """Write the trace if one is under way."""
+        if self._active:
+            jax.profiler.stop_trace()
+            self._active = False
 
 
 def _claim(workdir: Path, experiment: Experiment) -> None:
@@ -235,39 +233,6 @@ def _claim(workdir: Path, experiment: Experiment) -> None:
             )
     elif jax.process_index() == 0:
         write_text(path, json.dumps(now, indent=1) + '\n')
-
-
-def _network(experiment: Experiment, state: TrainState) -> pretrained.Network:
-    """The folded network of a state, with averaged parameters if there are any."""
-    variables = jax.tree.map(np.asarray, jax.device_get(state.smoothed))
-    if experiment.graph == 'deploy':
-        variables.pop('batch_stats')
-    return pretrained.Network(experiment.model, experiment.graph, variables).fold()
-
-
-def _validate(network: Any, pairs: list[Pair], rule: Any, upscaler: Any) -> float:
-    scale = network.config.scale
-    scores = benchmark.evaluate(upscaler(network), pairs, scale=scale, protocol=rule)
-    return float(np.mean([score.psnr for score in scores]))
-
-
-def _finish(experiment: Experiment, workdir: Path, state: TrainState, psnr: float | None) -> Path:
-    """Write the folded weights and their card."""
-    path = workdir / 'weights.safetensors'
-    network = _network(experiment, state)
-    network.save(path)
-    card = {
-        'network': repr(network.config),
-        'sha256': sha256(path),
-        'step': int(state.step),
-        'validation': experiment.data.validation,
-        'protocol': str(protocols.protocol(experiment.data.protocol)),
-        'psnr': psnr,
-        'fmen_jax': __version__,
-        'experiment': flat(experiment),
-    }
-    write_text(workdir / 'card.json', json.dumps(card, indent=1) + '\n')
-    return path
 
 
 @contextmanager

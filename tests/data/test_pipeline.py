@@ -87,6 +87,15 @@ def test_prefetching_keeps_order_and_resumes(source: Source, threads: int, start
         np.testing.assert_array_equal(batch['hr'], batches[step]['hr'])
 
 
+@pytest.mark.slow
+def test_worker_processes_make_the_same_batches(source: Source) -> None:
+    batches = Batches([source], CONFIG)
+    ahead = prefetched(batches, dataclasses.replace(CONFIG, processes=2), start=3)
+    for step, batch in enumerate(itertools.islice(ahead, 7), 3):
+        np.testing.assert_array_equal(batch['lr'], batches[step]['lr'])
+        np.testing.assert_array_equal(batch['hr'], batches[step]['hr'])
+
+
 def test_the_eight_symmetries() -> None:
     image = np.arange(2 * 3 * 3 * 1).reshape(2, 3, 3, 1)
     turned = [dihedral(image, which) for which in range(8)]

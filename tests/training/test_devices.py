@@ -1,10 +1,10 @@
-"""The same losses on one device and on eight (simulated)."""
+"""The same losses on one device, on eight (simulated), and in two processes over loopback."""
 
 import json
 import os
+import socket
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -18,6 +18,9 @@ dtype = sys.argv[1]
 jax.config.update('jax_enable_x64', dtype == 'float64')
 import numpy as np
 from fmen_jax import parallel, porting
+process, processes, address = int(sys.argv[3]), int(sys.argv[4]), sys.argv[5]
+if processes > 1:
+    parallel.join(address, processes, process)
 from fmen_jax.compiler import jit
 from fmen_jax.training.optim import OptimConfig, make_optimizer
 from fmen_jax.training.state import init_state
@@ -30,7 +33,7 @@ cast = lambda a: a.astype(dtype) if a.dtype.kind == 'f' else a
 optimizer = make_optimizer(OptimConfig(learning_rate=1e-3, schedule='constant'), 20)
 mesh = parallel.make_mesh()
 train = init_state(jax.tree.map(cast, ported.variables), optimizer, ema=False)
-train = jax.device_put(train, parallel.replicated(mesh))
+train = parallel.replicate(mesh, train)
 module = ported.config.build('collapsed')
 step = jit(make_train_step(module, optimizer, StepConfig(dtype=dtype)), donate_argnums=0)
 generator = np.random.default_rng(0)
@@ -38,30 +41,46 @@ losses = []
 for _ in range(20):
     lr = generator.integers(0, 256, (16, 8, 8, 3), np.uint8)
     hr = lr.repeat(2, 1).repeat(2, 2)
-    train, metrics = step(train, parallel.split_batch(mesh, {'lr': lr, 'hr': hr}, 16))
+    mine = slice(16 // processes * process, 16 // processes * (process + 1))
+    batch = parallel.split_batch(mesh, {'lr': lr[mine], 'hr': hr[mine]}, 16)
+    train, metrics = step(train, batch)
     losses.append(float(metrics.loss))
 print(json.dumps([jax.device_count(), losses]))
 """
 
 
-def losses(devices: int, dtype: str) -> list[float]:
-    flags = f'--xla_force_host_platform_device_count={devices}'
-    golden = ROOT / 'tests/golden/tiny_x2.npz'
-    done = subprocess.run(
-        [sys.executable, '-c', PROGRAM, dtype, str(golden)],
-        env={**os.environ, 'XLA_FLAGS': flags, 'PYTHONPATH': str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    count, found = json.loads(done.stdout)
-    assert count == devices
-    return found
+def losses(dtype: str, devices: int, processes: int = 1) -> list[float]:
+    """Of so many processes with so many devices each."""
+    environment = {
+        **os.environ,
+        'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}',
+        'PYTHONPATH': str(ROOT),
+    }
+    with socket.socket() as free:
+        free.bind(('127.0.0.1', 0))
+        address = f'127.0.0.1:{free.getsockname()[1]}'
+    golden = str(ROOT / 'tests/golden/tiny_x2.npz')
+    running = [
+        subprocess.Popen(
+            [sys.executable, '-c', PROGRAM, dtype, golden, str(process), str(processes), address],
+            env=environment,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for process in range(processes)
+    ]
+    outputs = [process.communicate(timeout=300)[0] for process in running]
+    found = [json.loads(output.splitlines()[-1]) for output in outputs]  # Gloo prints as well
+    assert [count for count, _ in found] == [devices * processes] * processes
+    assert all(losses == found[0][1] for _, losses in found)
+    return found[0][1]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(('dtype', 'bound'), [('float32', 1e-4), ('float64', 1e-10)])
-def test_eight_devices_give_the_losses_of_one(dtype: str, bound: float, tmp_path: Path) -> None:
-    one, eight = losses(1, dtype), losses(8, dtype)
+def test_devices_and_processes_give_the_losses_of_one(dtype: str, bound: float) -> None:
+    one = losses(dtype, 1)
     assert len(one) == 20
-    assert max(abs(a - b) / a for a, b in zip(one, eight, strict=True)) < bound
+    for devices, processes in ((8, 1), (1, 2), (4, 2)):
+        others = losses(dtype, devices, processes)
+        assert max(abs(a - b) / a for a, b in zip(one, others, strict=True)) < bound

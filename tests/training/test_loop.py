@@ -1,6 +1,7 @@
 """`fmen-jax train`: resumable to the bit, and honest about what goes wrong."""
 
 import dataclasses
+import io
 import json
 import os
 import signal
@@ -12,20 +13,20 @@ from typing import Any
 
 import jax
 import numpy as np
+import PIL.Image
 import pytest
 import skimage.data
+from tensorboardX.proto import event_pb2
 
 import fmen_jax
-from fmen_jax import porting
 from fmen_jax.config import DataConfig, Experiment, flat, load_experiment
 from fmen_jax.errors import InputError
 from fmen_jax.files import sha256
 from fmen_jax.inference.upscaler import Upscaler
-from fmen_jax.models.fmen import FMENConfig
 from fmen_jax.training import loop
 from fmen_jax.training.optim import OptimConfig
 from fmen_jax.training.step import StepConfig
-from tests.conftest import ROOT, Golden
+from tests.conftest import ROOT
 from tests.data.test_pairs import save
 
 SMOKE = ROOT / 'configs/smoke.py'
@@ -127,9 +128,54 @@ def test_what_a_run_leaves(photos: Path, tmp_path: Path) -> None:
     assert card['sha256'] == sha256(weights)
     assert card['step'] == 30
     assert sorted(losses(tmp_path / 'run')) == [5, 10, 15, 20, 25, 30]
+    started = fmen_jax.load(tmp_path / 'run/train_weights.safetensors')
+    assert started.graph != 'deploy'
+    again = started.fold().variables  # float32 once more: the file has the parameters unfolded
+    jax.tree.map(np.testing.assert_array_equal, again, net.variables)
     changed = dataclasses.replace(experiment, optim=OptimConfig(learning_rate=2e-3))
     with pytest.raises(InputError, match=r'optim.learning_rate is 0.002, was 0.001'):
         run(changed, tmp_path / 'run')
+
+
+@pytest.mark.slow
+def test_tensorboard_and_trace(photos: Path, tmp_path: Path) -> None:
+    folder = tmp_path / 'run'
+    experiment = smoke(photos)
+    data = dataclasses.replace(experiment.data, validation=(str(photos),))
+    experiment = dataclasses.replace(experiment, data=data)
+    seen: list[dict[str, Any]] = []
+    loop.train(experiment, folder, upscaler=Upscaler, report=seen.append, profile=3)
+    (events,) = (folder / 'tensorboard').iterdir()
+    curves, pictures = read_events(events)
+    assert curves['loss'] == pytest.approx(losses(folder))
+    psnr = {r['step']: r['validation_psnr'][photos.name] for r in seen if 'validation_psnr' in r}
+    assert sorted(psnr) == [15, 30]
+    assert curves[f'validation_psnr/{photos.name}'] == pytest.approx(psnr)
+    card = json.loads((folder / 'card.json').read_text())
+    assert card['psnr'] == pytest.approx(max(psnr.values()))
+    assert set(pictures) == {f'{photos.name}/a', f'{photos.name}/b'}
+    output, target = np.split(pictures[f'{photos.name}/a'], 2, axis=1)
+    np.testing.assert_array_equal(target, skimage.data.astronaut()[:90, 150:250])
+    assert output.shape == target.shape
+    assert list((folder / 'profile').rglob('*.xplane.pb'))
+
+
+def read_events(path: Path) -> tuple[dict[str, dict[int, float]], dict[str, np.ndarray]]:
+    """Curves and the last pictures of a TensorBoard file: records of length, CRC, event, CRC."""
+    data, start = path.read_bytes(), 0
+    curves: dict[str, dict[int, float]] = {}
+    pictures = {}
+    while start < len(data):
+        size = int.from_bytes(data[start : start + 8], 'little')
+        event = event_pb2.Event.FromString(data[start + 12 : start + 12 + size])
+        start += 16 + size
+        for value in event.summary.value:
+            if value.HasField('image'):
+                image = PIL.Image.open(io.BytesIO(value.image.encoded_image_string))
+                pictures[value.tag] = np.asarray(image)
+            else:
+                curves.setdefault(value.tag, {})[event.step] = value.simple_value
+    return curves, pictures
 
 
 @pytest.mark.slow
@@ -141,27 +187,6 @@ def test_a_loss_that_is_not_finite_names_the_step_and_keeps_the_last_checkpoint(
     with pytest.raises(loop.DivergedError, match=r'the loss of step \d+ is (nan|inf)'):
         run(experiment, tmp_path / 'run')
     assert not (tmp_path / 'run/weights.safetensors').exists()
-
-
-def test_initial_weights_of_another_scale_and_of_folded_weights(
-    photos: Path, tmp_path: Path, tiny_x2: Golden, weights: Path
-) -> None:
-    ported = porting.to_variables(tiny_x2.below('train/'))
-    for scale in (2, 3):
-        model = dataclasses.replace(ported.config, scale=scale)
-        experiment = smoke(photos, model=model, init_from=str(weights))
-        variables = loop.initial_variables(experiment)
-        for name, given in ported.variables['params'].items():
-            same = jax.tree.leaves(
-                jax.tree.map(np.array_equal, variables['params'][name], given)
-                if name != 'tail_0' or scale == 2
-                else [variables['params'][name]['kernel'].shape[3] == 27]
-            )
-            assert all(same), name
-    deploy = dataclasses.replace(experiment, graph='deploy')
-    assert set(loop.initial_variables(deploy)) == {'params'}
-    with pytest.raises(InputError, match='is a train graph of .*; expected one of'):
-        loop.initial_variables(smoke(photos, model=FMENConfig(), init_from=str(weights)))
 
 
 def test_faults_before_the_work(photos: Path, tmp_path: Path) -> None:
