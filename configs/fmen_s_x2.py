@@ -1,7 +1,7 @@
 """FMEN-S x2, as published as far as it is.
 
     fmen-jax train configs/fmen_s_x2.py --workdir runs/fmen_s_x2 \
-        --data.train DIV2K_train --data.validation Set5
+        --data.train div2k/bicubic_x2 --data.validation Set5
 
 Published (arXiv 2204.08397, its code and issues): the network (at x4; the others differ in the
 tail), the expand ratio of 2, input in 0..255, and that the framework is EDSR's. As third parties

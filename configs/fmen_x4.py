@@ -1,7 +1,7 @@
 """FMEN x4, by the reconstruction that matches its published size.
 
     fmen-jax train configs/fmen_x4.py --workdir runs/fmen_x4 \
-        --data.train DIV2K_train --data.validation Set5
+        --data.train div2k/bicubic_x4 --data.validation Set5
 
 Published (arXiv 2204.08397, its code and issues): the network's size, which several
 configurations might have, the expand ratio of 2, input in 0..255, and that the framework is

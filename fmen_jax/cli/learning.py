@@ -62,7 +62,7 @@ def train(args: Sequence[str]) -> int:
         """Train a network; the same command goes on where a run in the workdir stopped."""
 
         workdir: Path
-        """Gets config.json, metrics.jsonl, tensorboard, checkpoints, and at the end weights."""
+        """Gets config.json, metrics.jsonl, tensorboard, pictures, checkpoints, weights."""
         experiment: Annotated[Experiment, arg(name='')]
         cluster: str = ''
         """Of several processes: auto (TPU pod, SLURM, Open MPI, Kubernetes), or HOST:PORT of
@@ -106,7 +106,10 @@ def train(args: Sequence[str]) -> int:
 def _line(record: dict[str, Any]) -> str:
     """A record of the training log, for people."""
     if 'validation_psnr' in record:
-        means = [f'{name} {psnr:.3f} dB' for name, psnr in record['validation_psnr'].items()]
+        means = [
+            f'{name} {psnr:.3f} dB (bicubic {record["bicubic_psnr"][name]:.3f})'
+            for name, psnr in record['validation_psnr'].items()
+        ]
         return f'step {record["step"]}  validation {", ".join(means)}'
     left = datetime.timedelta(seconds=round(record['seconds_left']))
     return (

@@ -10,13 +10,14 @@ import jax
 import numpy as np
 import tensorboardX
 
+from fmen_jax.data import images
 from fmen_jax.files import write_text
 
 Report = Callable[[dict[str, Any]], object]
 
 
 class Log:
-    """Writes `metrics.jsonl` and `tensorboard/` in a workdir.
+    """Writes `metrics.jsonl`, `tensorboard/` and `pictures/` in a workdir.
 
     A run that goes on at a step forgets what an earlier one wrote after its checkpoint there.
     """
@@ -47,8 +48,11 @@ class Log:
         self._report({'step': step, **values})
 
     def picture(self, step: int, name: str, pixels: np.ndarray) -> None:
-        """Show [H, W, 3] uint8 in TensorBoard."""
+        """Show [H, W, 3] uint8 in TensorBoard, and its last state in pictures/."""
         if self._writes:
+            path = self._path.parent / 'pictures' / f'{name}.png'
+            path.parent.mkdir(parents=True, exist_ok=True)
+            images.write(path, images.Picture(pixels))
             self._board.add_image(name, pixels, step, dataformats='HWC')
 
     def close(self) -> None:

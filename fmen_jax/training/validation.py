@@ -1,10 +1,12 @@
 """Validation while training: PSNR on benchmark folders, and a few of the pictures."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
+from fmen_jax.data.bicubic import imresize
 from fmen_jax.data.pairs import Loaded, Pair, find_pairs
 from fmen_jax.evaluation import benchmark, protocols
 from fmen_jax.pretrained import Network
@@ -42,27 +44,36 @@ class Validation:
         if not self:
             return None
         upscale = self._upscaler(network)
+        scale = network.config.scale
         means: dict[str, float] = {}
+        bicubic: dict[str, float] = {}
         for folder, pairs in self._folders.items():
             name = Path(folder).name
-            shown = {pair.name for pair in pairs[:_SHOWN]}
-
-            def show(
-                loaded: Loaded,
-                output: np.ndarray,
-                score: object,
-                name: str = name,
-                shown: set[str] = shown,
-            ) -> None:
-                del score
-                if loaded.name in shown:
-                    size = slice(_SHOWN_SIZE)
-                    sides = [side[size, size] for side in (output, loaded.hr)]
-                    log.picture(step, f'{name}/{loaded.name}', np.concatenate(sides, 1))
-
-            scores = benchmark.evaluate(
-                upscale, pairs, scale=network.config.scale, protocol=self._protocol, inspect=show
+            show = partial(self._show, {pair.name for pair in pairs[:_SHOWN]}, name, step, log)
+            scores = list(
+                benchmark.evaluate(
+                    upscale, pairs, scale=scale, protocol=self._protocol, inspect=show
+                )
             )
             means[name] = float(np.mean([score.psnr for score in scores]))
-        log.record(step, validation_psnr=means)
+            bicubic[name] = float(np.mean([score.bicubic_psnr for score in scores]))
+        log.record(step, validation_psnr=means, bicubic_psnr=bicubic)
         return float(np.mean([*means.values()]))
+
+    def _show(
+        self,
+        shown: set[str],
+        folder: str,
+        step: int,
+        log: Log,
+        pair: Loaded,
+        output: np.ndarray,
+        _: object,
+    ) -> None:
+        """Put bicubic, output and HR side by side, of a few pictures."""
+        if pair.name not in shown:
+            return
+        size = slice(_SHOWN_SIZE)
+        bicubic = imresize(pair.lr, output.shape[0] // pair.lr.shape[0])
+        strip = np.concatenate([side[size, size] for side in (bicubic, output, pair.hr)], 1)
+        log.picture(step, f'{folder}/{pair.name}', strip)

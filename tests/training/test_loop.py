@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -154,7 +155,9 @@ def test_tensorboard_and_trace(photos: Path, tmp_path: Path) -> None:
     card = json.loads((folder / 'card.json').read_text())
     assert card['psnr'] == pytest.approx(max(psnr.values()))
     assert set(pictures) == {f'{photos.name}/a', f'{photos.name}/b'}
-    output, target = np.split(pictures[f'{photos.name}/a'], 2, axis=1)
+    bicubic, output, target = np.split(pictures[f'{photos.name}/a'], 3, axis=1)
+    assert np.abs(bicubic.astype(int) - target).mean() < np.abs(output.astype(int) - target).mean()
+    assert (folder / f'pictures/{photos.name}/a.png').exists()
     np.testing.assert_array_equal(target, skimage.data.astronaut()[:90, 150:250])
     assert output.shape == target.shape
     assert list((folder / 'profile').rglob('*.xplane.pb'))
@@ -176,6 +179,28 @@ def read_events(path: Path) -> tuple[dict[str, dict[int, float]], dict[str, np.n
             else:
                 curves.setdefault(value.tag, {})[event.step] = value.simple_value
     return curves, pictures
+
+
+@pytest.mark.slow
+@pytest.mark.parity
+def test_quickstart_cut_short_is_above_bicubic(
+    shared: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """The whole quickstart gains more than 1 dB: README."""
+    experiment = load_experiment(ROOT / 'configs/quickstart.py')
+    experiment = dataclasses.replace(
+        experiment,
+        data=DataConfig(
+            train=(str(shared('data/train/gb82')),),
+            validation=(str(shared('data/benchmarks/Set5')),),
+        ),
+        loop=dataclasses.replace(experiment.loop, steps=120, validate_every=120),
+    )
+    seen: list[dict[str, Any]] = []
+    loop.train(experiment, tmp_path / 'run', upscaler=Upscaler, report=seen.append)
+    (result,) = [record for record in seen if 'validation_psnr' in record]
+    assert result['bicubic_psnr']['Set5'] == pytest.approx(28.43, abs=0.01)
+    assert result['validation_psnr']['Set5'] > result['bicubic_psnr']['Set5'] + 0.2
 
 
 @pytest.mark.slow

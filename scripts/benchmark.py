@@ -1,0 +1,54 @@
+"""Measure everything side by side: scripts/benchmark.py SECTION... [--quick] --json FILE."""
+
+import argparse
+import importlib
+import json
+import os
+import platform
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+SECTIONS = ('train',)
+
+
+def machine() -> dict[str, Any]:
+    import jax
+    import torch
+
+    return {
+        'cpu': platform.processor() or platform.machine(),
+        'cores': os.cpu_count(),
+        'threads': {'torch': torch.get_num_threads(), 'xla': len(os.sched_getaffinity(0))},
+        'versions': {'jax': jax.__version__, 'torch': torch.__version__},
+        'backend': jax.default_backend(),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('sections', nargs='*', help=f'of {", ".join(SECTIONS)}; all if none')
+    parser.add_argument('--quick', action='store_true', help='small, to see that it runs')
+    parser.add_argument('--json', type=Path, required=True, help='where the results go')
+    args = parser.parse_args()
+    chosen = args.sections or SECTIONS
+    if unknown := set(chosen) - set(SECTIONS):
+        parser.error(f'no section {", ".join(sorted(unknown))}; there are {", ".join(SECTIONS)}')
+    results: dict[str, Any] = {'machine': machine(), 'quick': args.quick}
+    for name in chosen:
+        results[name] = importlib.import_module(f'benchmarks.{name}').measure(quick=args.quick)
+        print(f'## {name}\n')
+        for row in results[name]['rows']:
+            print(
+                '  '.join(
+                    f'{k} {v:.4g}' if isinstance(v, float) else f'{k} {v}' for k, v in row.items()
+                )
+            )
+        print(json.dumps(results[name].get('summary'), indent=1), flush=True)
+        args.json.write_text(json.dumps(results, indent=1) + '\n')
+
+
+if __name__ == '__main__':
+    main()
