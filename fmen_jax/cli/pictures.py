@@ -7,40 +7,116 @@ from typing import Annotated, Literal
 from tyro.conf import Positional, arg
 
 from fmen_jax.download import PUBLISHED
+from fmen_jax.errors import InputError
+from fmen_jax.files import sha256
 
 
 def upscale(
-    inputs: Positional[list[Path]],
+    pictures: Positional[list[str]],
+    *,
     output: Annotated[Path, arg(aliases=['-o'])],
-    weights: Annotated[str, arg(aliases=['-w'])],
+    weights: Annotated[str, arg(aliases=['-w', '-n', '--model-name'])],
+    input: Annotated[list[str], arg(aliases=['-i'])] = [],  # noqa: A002, B006 - as others name it
+    scale: Annotated[int | None, arg(aliases=['-s'])] = None,
+    tile: Annotated[Literal['auto'] | int, arg(aliases=['-t'])] = 'auto',
+    tile_pad: int | None = None,
+    suffix: str = '_x{scale}',
+    ext: str = '',
+    engine: Literal['auto', 'xla', 'onnxruntime', 'openvino'] = 'auto',
+    dtype: Literal['float32', 'bfloat16'] = 'float32',
+    batch: int = 1,
+    self_ensemble: bool = False,
+    quality: int | None = None,
+    compression: int | None = None,
+    skip_existing: bool = False,
+    manifest: Path | None = None,
+    shard: str = '0/1',
 ) -> int:
-    """Upscale pictures: 8-bit RGB or gray PNG, JPEG, WebP and TIFF.
+    """Upscale pictures: 8 and 16 bit and float, gray, RGB, palette, CMYK, with transparency.
+
+    PNG, JPEG, WebP, AVIF and TIFF. Tiles give the very pixels of the whole picture.
 
     Args:
-      inputs: Pictures, and folders of pictures.
-      output: A file if it ends like a picture, else a folder, where names get _x4.
+      pictures: Pictures, folders (with those inside), patterns such as 'photos/*.png', or - for a
+        list of names on standard input.
+      output: A file if it ends like a picture, else a folder.
       weights: A checkpoint (.pt, .pth, .safetensors), or the name of published weights, which are
         downloaded at their first use: see `fmen-jax download --help`.
+      input: The same as naming pictures without an option.
+      scale: The factor, to be sure that the weights have it.
+      tile: Height and width of a tile in LR pixels, 0 for none, auto by the memory at hand.
+      tile_pad: Halo of a tile; by default as large as it must be for exact results.
+      suffix: Put behind the names of outputs in a folder.
+      ext: Ending of outputs in a folder, such as png; by default that of the input.
+      engine: What computes; auto is the fastest one installed on a CPU, and xla elsewhere.
+      dtype: What it computes in.
+      batch: Tiles that are computed at once.
+      self_ensemble: The mean over the eight flips and turns: eight times the work.
+      quality: 1 to 100, for JPEG (95), AVIF (90) and WebP (lossless if not given).
+      compression: 0 to 9, for PNG.
+      skip_existing: Leave outputs that are there, whatever made them.
+      manifest: JSON lines with hashes of what was made; a rerun does only what is missing.
+      shard: 0/4 ... 3/4, for four machines that share the work.
     """
+    import tqdm
+
     from fmen_jax import pretrained
     from fmen_jax.compiler import keep_compiled
     from fmen_jax.inference import jobs
+    from fmen_jax.inference.images import SaveOptions
+    from fmen_jax.inference.plan import Naming, Shard, plan
     from fmen_jax.inference.upscaler import Upscaler
 
     keep_compiled()
-    upscaler = Upscaler(pretrained.load(weights))
-    items = jobs.plan(inputs, output, scale=upscaler.scale)
+    network = pretrained.load(weights)
+    if scale not in (None, network.config.scale):
+        raise InputError(f'{weights} is x{network.config.scale}, but x{scale} is asked for.')
+    inputs = [name for given in (*pictures, *input) for name in _names(given)]
+    items = plan(
+        inputs,
+        output,
+        scale=network.config.scale,
+        naming=Naming(suffix, ext),
+        shard=Shard.parse(shard),
+    )
+    upscaler = Upscaler(
+        network,
+        engine=engine,
+        dtype=dtype,
+        tile=None if tile == 'auto' else tile,
+        tile_pad=tile_pad,
+        batch=batch,
+        self_ensemble=self_ensemble,
+    )
+    if not upscaler.exact and tile != 0:
+        print('note: tiles of this network, or with this pad, are not exact.', file=sys.stderr)
+    made_with = f'{sha256(pretrained.find(weights))} {upscaler.settings} {quality} {compression}'
     failed = 0
-    for result in jobs.run(items, upscaler):
-        if result.error:
-            failed += 1
-            print(f'error: {result.error}', file=sys.stderr)
-        else:
-            sizes = ' -> '.join(f'{w}x{h}' for w, h in (result.size, result.new_size))
-            print(f'{result.item.target}  {sizes}', flush=True)
+    with tqdm.tqdm(unit='pixel', unit_scale=True, disable=None, file=sys.stderr) as bar:
+        for result in jobs.run(
+            items,
+            upscaler,
+            options=SaveOptions(quality, compression),
+            manifest=jobs.Manifest(manifest, made_with),
+            skip_existing=skip_existing,
+            progress=bar.update,
+        ):
+            if result.error:
+                failed += 1
+                bar.write(f'error: {result.error}', file=sys.stderr)
+            elif result.skipped:
+                bar.write(f'{result.item.target}  is there')
+            else:
+                sizes = ' -> '.join(f'{w}x{h}' for w, h in (result.size, result.new_size))
+                bar.write(f'{result.item.target}  {sizes}')
     if failed:
         print(f'{failed} of {len(items)} pictures failed.', file=sys.stderr)
     return 1 if failed else 0
+
+
+def _names(given: str) -> list[str]:
+    """An input, or the lines of standard input for -."""
+    return [line for line in sys.stdin.read().splitlines() if line] if given == '-' else [given]
 
 
 def info(file: Positional[str]) -> int:

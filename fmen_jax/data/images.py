@@ -54,7 +54,7 @@ def read(path: Path) -> Picture:
         profile = image.get(_PROFILE) if _PROFILE in image.get_fields() else None
         pixels = image.autorot().numpy()
     except pyvips.Error as error:
-        raise InputError(f'{path}: not a whole, readable picture: {_reason(error)}') from error
+        raise InputError(f'{path}: not a whole, readable picture: {reason(error)}') from error
     gray = pixels.ndim == 2 or pixels.shape[2] == 1
     if gray:
         pixels = np.repeat(pixels.reshape(*pixels.shape[:2], 1), 3, axis=2)
@@ -78,7 +78,7 @@ def _problem(image: Any) -> str:
     return ''
 
 
-def _reason(error: Exception) -> str:
+def reason(error: Exception) -> str:
     """What libvips says, on one line."""
     lines = (line.strip() for line in str(error).splitlines())
     return '; '.join(dict.fromkeys(line for line in lines if line and line != 'unable to call'))
@@ -102,7 +102,7 @@ def write(path: Path, picture: Picture) -> None:
         with written_aside(path) as aside:
             image.write_to_file(str(aside), **_SAVE_OPTIONS[path.suffix.lower()])
     except pyvips.Error as error:
-        raise InputError(f'{path}: could not be written: {_reason(error)}') from error
+        raise InputError(f'{path}: could not be written: {reason(error)}') from error
 
 
 def check_ending(path: Path) -> None:

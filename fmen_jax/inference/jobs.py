@@ -1,29 +1,26 @@
-"""Many pictures: which file becomes which, and the work, one after the other."""
+"""Many pictures: read ahead, computed, written behind; errors collected, a manifest kept."""
 
 import dataclasses
 import itertools
-from collections.abc import Iterator, Sequence
+import json
+import queue
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Protocol
+from typing import Any
 
-import numpy as np
+from fmen_jax.errors import FMENError
+from fmen_jax.files import sha256
+from fmen_jax.inference.images import Opened, SaveOptions, Writer, open_picture
+from fmen_jax.inference.plan import Item
+from fmen_jax.inference.upscaler import Rows, Upscaler
 
-from fmen_jax.data import images
-from fmen_jax.errors import FMENError, InputError
-
-
-class Upscale(Protocol):
-    """[H, W, 3] uint8 -> [s H, s W, 3], or [s H, s W, 1] with `gray`."""
-
-    def __call__(self, pixels: np.ndarray, *, gray: bool = False) -> np.ndarray: ...
-
-
-@dataclasses.dataclass(frozen=True)
-class Item:
-    """One picture to upscale."""
-
-    source: Path
-    target: Path
+_AHEAD = 2
+"""Pictures that wait to be computed, and as many to be written."""
+_READ_AHEAD = 2**24
+"""Pixels up to which a picture is decoded before it is its turn."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,72 +31,191 @@ class Result:
     size: tuple[int, int] = (0, 0)
     new_size: tuple[int, int] = (0, 0)
     error: str = ''
+    skipped: bool = False
+    """It was there before."""
 
 
-def plan(inputs: Sequence[Path], output: Path, *, scale: int) -> list[Item]:
-    """Pair every input picture with its output file; nothing is read or written yet.
+class Manifest:
+    """JSON lines of what was made, with hashes: what a rerun need not make again."""
+
+    def __init__(self, path: Path | None, made_with: str) -> None:
+        """`made_with` tells the network and the settings; other lines do not count."""
+        self._path, self._made_with = path, made_with
+        self._done: dict[str, dict[str, Any]] = {}
+        if path and path.exists():
+            for line in path.read_text(encoding='utf-8').splitlines():
+                try:
+                    entry = json.loads(line)
+                    self._done[entry['output']] = entry
+                except (ValueError, KeyError):
+                    continue  # cut off by a kill
+
+    def has(self, item: Item) -> bool:
+        """Whether the output is there, made of this very input, with these settings."""
+        entry = self._done.get(str(item.target))
+        return bool(
+            entry
+            and entry['made_with'] == self._made_with
+            and item.target.is_file()
+            and entry['input_sha256'] == sha256(item.source)
+            and entry['output_sha256'] == sha256(item.target)
+        )
+
+    def add(self, result: Result) -> None:
+        """Append a line."""
+        if not self._path or result.error or result.skipped:
+            return
+        item = result.item
+        entry = {
+            'input': str(item.source),
+            'input_sha256': sha256(item.source),
+            'output': str(item.target),
+            'output_sha256': sha256(item.target),
+            'size': result.size,
+            'new_size': result.new_size,
+            'made_with': self._made_with,
+        }
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        torn = self._path.exists() and self._path.read_bytes()[-1:] not in (b'', b'\n')
+        with self._path.open('a', encoding='utf-8') as file:
+            file.write('\n' * torn + json.dumps(entry) + '\n')
+
+
+def run(
+    items: Sequence[Item],
+    upscaler: Upscaler,
+    *,
+    options: SaveOptions = SaveOptions(),  # noqa: B008 - frozen
+    manifest: Manifest | None = None,
+    skip_existing: bool = False,
+    progress: Callable[[int], object] = int,
+) -> Iterator[Result]:
+    """Upscale and write each picture; one that fails is named in its result, and the rest go on.
 
     Args:
-      inputs: pictures, and folders whose pictures are taken (not those of folders inside).
-      output: a file if it ends like a picture, else a folder, where names get `_x4`.
-      scale: the factor for those names.
-
-    Raises:
-      InputError: nothing to do, an input that is no picture, or outputs that would overwrite each
-        other or an input.
+      items: of `plan.plan`.
+      upscaler: what computes.
+      options: how to write.
+      manifest: what was made before, and gets what is made now.
+      skip_existing: leave outputs alone that are there, whatever made them.
+      progress: called with the LR pixels that were finished since the last call.
     """
-    found = itertools.chain.from_iterable(_pictures(path) for path in inputs)
-    sources = list({source.resolve(): source for source in found}.values())  # each once
-    if not sources:
-        raise InputError('no pictures given: name files or folders.')
-    if output.suffix.lower() in images.ENDINGS and not output.is_dir():
-        if len(sources) != 1:
-            raise InputError(
-                f'{output} is one file, but there are {len(sources)} pictures: name a folder.'
-            )
-        targets = [output]
-    else:
-        if output.is_file() or (output.suffix and not output.is_dir()):
-            raise InputError(
-                f'{output} is neither a folder nor does it end like a picture '
-                f'({", ".join(images.ENDINGS)}); make the folder first if it is to be one.'
-            )
-        targets = [output / f'{path.stem}_x{scale}{path.suffix}' for path in sources]
-    owners: dict[Path, Path] = {}
-    taken = {source.resolve() for source in sources}
-    for source, target in zip(sources, targets, strict=True):
-        resolved = target.resolve()
-        if resolved in taken:
-            raise InputError(f'{target} is an input and would be overwritten: choose another.')
-        if resolved in owners:
-            raise InputError(
-                f'{owners[resolved]} and {source} would both become {target}: give one at a time.'
-            )
-        owners[resolved] = source
-    return [Item(source, target) for source, target in zip(sources, targets, strict=True)]
-
-
-def _pictures(path: Path) -> list[Path]:
-    if path.is_dir():
-        files = sorted(p for p in path.iterdir() if p.is_file() and not p.name.startswith('.'))
-        found = [p for p in files if p.suffix.lower() in images.ENDINGS]
-        if not found:
-            raise InputError(f'{path}: no pictures ({", ".join(images.ENDINGS)}) in this folder.')
-        return found
-    if not path.exists():
-        raise InputError(f'{path}: no such file or folder.')
-    images.check_ending(path)
-    return [path]
-
-
-def run(items: Sequence[Item], upscale: Upscale) -> Iterator[Result]:
-    """Upscale and write each picture; one that fails is named in its result, and the rest go on."""
+    done: queue.Queue[Result | None] = queue.Queue()
+    todo = []
     for item in items:
-        try:
-            picture = images.read(item.source)
-            pixels = upscale(picture.pixels, gray=picture.gray)
-            images.write(item.target, dataclasses.replace(picture, pixels=pixels))
-        except (FMENError, OSError) as error:
-            yield Result(item, error=str(error))
+        there = item.target.exists() if skip_existing else bool(manifest and manifest.has(item))
+        if there:
+            yield Result(item, skipped=True)
         else:
-            yield Result(item, picture.pixels.shape[1::-1], pixels.shape[1::-1])
+            todo.append(item)
+    work = _Work(todo, upscaler, options, progress, done)
+    thread = threading.Thread(target=work.run, daemon=True)
+    thread.start()
+    try:
+        while (result := done.get()) is not None:
+            if manifest:
+                manifest.add(result)
+            yield result
+        if work.fault:
+            raise work.fault
+    finally:
+        work.stopped.set()
+        thread.join()
+
+
+class _Work:
+    """One thread opens the next picture, one computes, one encodes the last."""
+
+    def __init__(
+        self,
+        items: Sequence[Item],
+        upscaler: Upscaler,
+        options: SaveOptions,
+        progress: Callable[[int], object],
+        done: queue.Queue[Result | None],
+    ) -> None:
+        self._items, self._upscaler, self._options = items, upscaler, options
+        self._progress, self._done = progress, done
+        self._open: dict[int, tuple[Item, Opened, Writer]] = {}
+        self.stopped = threading.Event()
+        self.fault: BaseException | None = None
+
+    def run(self) -> None:
+        """Until all is done or `stopped`; then None in the queue."""
+        with ThreadPoolExecutor(1) as opener, ThreadPoolExecutor(1) as saver:
+            try:
+                self._compute(opener, saver)
+            except BaseException as error:
+                self.fault = error
+        for _, _, writer in self._open.values():
+            writer.close()
+        self._done.put(None)
+
+    def _compute(self, opener: ThreadPoolExecutor, saver: ThreadPoolExecutor) -> None:
+        saving: deque[Future] = deque()
+        for number, band in self._upscaler.bands(self._pictures(opener)):
+            if self.stopped.is_set():
+                break
+            item, opened, writer = self._open[number]
+            if isinstance(band, FMENError):
+                del self._open[number]
+                writer.close()
+                self._done.put(Result(item, error=str(band)))
+                continue
+            try:
+                writer.add(band)
+            except OSError as error:  # the disk is full
+                raise FMENError(f'{item.target}: {error}') from error
+            self._progress(band.shape[0] * opened.rows.width // self._upscaler.scale)
+            if writer.complete:
+                del self._open[number]
+                saving.append(saver.submit(self._save, item, opened, writer))
+                if len(saving) > _AHEAD:
+                    saving.popleft().result()
+        for future in saving:
+            future.result()
+
+    def _pictures(self, opener: ThreadPoolExecutor) -> Iterator[Rows]:
+        """Open pictures, one ahead; those that cannot be opened are reported and left out."""
+        upcoming: deque[tuple[Item, Future[Opened]]] = deque()
+        items = iter(self._items)
+        number = 0
+        while not self.stopped.is_set():
+            for item in itertools.islice(items, _AHEAD - len(upcoming)):
+                upcoming.append((item, opener.submit(_opened, item.source)))
+            if not upcoming:
+                return
+            item, future = upcoming.popleft()
+            try:
+                opened = future.result()
+                writer = Writer(item.target, opened, self._upscaler.scale, self._options)
+            except (FMENError, OSError) as error:
+                self._done.put(Result(item, error=str(error)))
+                continue
+            self._open[number] = (item, opened, writer)
+            number += 1
+            yield opened.rows
+
+    def _save(self, item: Item, opened: Opened, writer: Writer) -> None:
+        if self.stopped.is_set():
+            writer.close()
+            return
+        try:
+            writer.save()
+        except (FMENError, OSError) as error:
+            self._done.put(Result(item, error=str(error)))
+        else:
+            width, height = (side * self._upscaler.scale for side in opened.size)
+            self._done.put(Result(item, opened.size, (width, height)))
+
+
+def _opened(path: Path) -> Opened:
+    """Open a picture, and read it whole if it is not large."""
+    opened = open_picture(path)
+    rows = opened.rows
+    if rows.height * rows.width > _READ_AHEAD:
+        return opened
+    pixels = rows.read(0, rows.height)
+    return dataclasses.replace(
+        opened, rows=dataclasses.replace(rows, read=lambda start, stop: pixels[start:stop])
+    )

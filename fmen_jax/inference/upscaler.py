@@ -1,79 +1,296 @@
-"""Pixels in, pixels out: a network on 8-bit pictures."""
+"""Pixels in, pixels out: tiles through an engine, bands of rows to whoever writes them.
 
+Pixels are [H, W, C], of 1 (gray), 2 (gray, alpha), 3 (RGB) or 4 (RGB, alpha) channels; uint8 in
+0..255, uint16 in 0..65535, or float32 in 0..1. The type decides, never the largest value.
+"""
+
+import dataclasses
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import psutil
 
-from fmen_jax.compiler import jit
-from fmen_jax.errors import InputError
-from fmen_jax.models.layers import Params
+from fmen_jax.data.pipeline import dihedral
+from fmen_jax.errors import FMENError, InputError
+from fmen_jax.inference import tiling
+from fmen_jax.inference.engines import Dtype, Engine, Name, OutOfMemoryError, make_engine
 
 if TYPE_CHECKING:
     from fmen_jax.pretrained import Network
 
+_RANGE = {'uint8': 255.0, 'uint16': 65535.0, 'float32': 1.0}
+_GLOBAL_HALO = 32
+"""For networks that see the whole image, whose tiles are not exact with any halo."""
 
-def to_uint8(y: Any) -> jax.Array:
-    """Round to nearest and clamp to 0..255, once, at the very end."""
-    return jnp.clip(jnp.rint(y), 0, 255).astype(jnp.uint8)
+
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """A picture that is read by rows."""
+
+    height: int
+    width: int
+    read: Callable[[int, int], np.ndarray]
+    """start, stop -> [stop - start, W, C]; the starts never fall."""
+    constant_alpha: float | None = None
+    """The value of an alpha channel that is everywhere the same: it needs no network."""
 
 
 class Upscaler:
-    """Upscales 8-bit pictures with a network, folded first if it is a train graph.
+    """Upscales pictures of any size with a network, folded first if it is a train graph."""
 
-    The whole picture goes through at once; each size is compiled once.
-    """
+    def __init__(
+        self,
+        network: 'Network',
+        *,
+        engine: Name = 'xla',
+        dtype: Dtype = 'float32',
+        tile: int | None = None,
+        tile_pad: int | None = None,
+        batch: int = 1,
+        self_ensemble: bool = False,
+    ) -> None:
+        """Builds the engine.
 
-    def __init__(self, network: 'Network') -> None:
+        Args:
+          network: what to upscale with.
+          engine: what runs it, see `inference.engines`.
+          dtype: what it computes in.
+          tile: height and width of a window in LR pixels; 0: the whole picture; None: as much as
+            the memory at hand takes. Halved when memory runs out.
+          tile_pad: halo around what is kept of a window; None: the receptive radius, with which
+            tiles are exact.
+          batch: windows that run at once, of several pictures if need be.
+          self_ensemble: the mean over the eight flips and turns.
+        """
         self.network = network.fold()
         self.scale = network.config.scale
-        module = self.network.module
+        self.engine: Engine = make_engine(self.network, engine, dtype)
+        radius = network.config.receptive_radius
+        self.halo = tile_pad if tile_pad is not None else radius or _GLOBAL_HALO
+        self.exact = radius is not None and self.halo >= radius
+        self.settings = f'{self.engine.name} {dtype} halo {self.halo} ensemble {self_ensemble}'
+        self._tile = tile
+        self._batch = batch
+        self._ensemble = self_ensemble
+        if self.halo < 0 or batch < 1 or (tile or 0) < 0:
+            raise InputError('tile and tile-pad are 0 or more, batch is 1 or more.')
+        if tile:
+            tiling.spans(2 * tile, tile, self.halo)  # refuses a tile that is all halo
 
-        def function(variables: Params, x: Any, gray: bool) -> jax.Array:
-            y: Any = module.apply(variables, x)
-            return to_uint8(y.mean(-1, keepdims=True) if gray else y)
-
-        self._function = jit(function, static_argnames='gray')
-        self._compiled: dict[tuple[Any, ...], Any] = {}
-
-    def __call__(self, pixels: np.ndarray, *, gray: bool = False) -> np.ndarray:
-        """[H, W, 3] uint8 -> [s H, s W, 3] uint8.
-
-        With `gray` the output's channels are averaged, before they are rounded: [s H, s W, 1].
+    def __call__(self, pixels: np.ndarray) -> np.ndarray:
+        """[H, W, C] -> [s H, s W, C] of the same type.
 
         Raises:
-          InputError: not such an array, or too large for the memory at hand.
+          InputError: not such an array, or too large for the memory even in tiles.
         """
-        if pixels.dtype != np.uint8 or pixels.ndim != 3:
-            found = f'{pixels.dtype}{list(pixels.shape)}'
-            raise InputError(f'pixels are {found}; expected uint8 [H, W, 3].')
-        x = pixels[None].astype(np.float32)
-        self.network.check(x.shape, x.dtype)
-        key = (x.shape, gray)
-        try:
-            if key not in self._compiled:
-                self._compiled[key] = self._compile(x, gray)
-            return np.asarray(self._compiled[key](self.network.variables, x))[0]
-        except jax.errors.JaxRuntimeError as error:
-            if 'RESOURCE_EXHAUSTED' not in str(error):
-                raise
+        known = getattr(pixels, 'ndim', 0) == 3 and pixels.dtype.name in _RANGE
+        if not (known and pixels.shape[2] in (1, 2, 3, 4) and min(pixels.shape) > 0):
             raise InputError(
-                f'a picture of {x.shape[2]}x{x.shape[1]} does not fit into the memory of the '
-                'device: cut it into smaller pieces.'
-            ) from error
-
-    def _compile(self, x: np.ndarray, gray: bool) -> Any:
-        with jax.default_matmul_precision(self.network.precision):
-            compiled = self._function.lower(self.network.variables, x, gray=gray).compile()
-        memory = compiled.memory_analysis()
-        needed = memory.temp_size_in_bytes + memory.output_size_in_bytes
-        available = psutil.virtual_memory().available
-        if jax.default_backend() == 'cpu' and needed > available:
-            height, width = x.shape[1:3]
-            raise InputError(
-                f'a picture of {width}x{height} needs {needed / 2**30:.1f} GiB of memory and '
-                f'{available / 2**30:.1f} GiB are free: cut it into smaller pieces.'
+                f'pixels are {getattr(pixels, "dtype", type(pixels).__name__)}'
+                f'{list(getattr(pixels, "shape", ()))}; expected uint8, uint16 or float32 (0..1) '
+                '[H, W, C] with 1 to 4 channels.'
             )
-        return compiled
+        alpha = pixels[..., -1] if pixels.shape[2] in (2, 4) else None
+        constant = None if alpha is None or np.ptp(alpha) else float(alpha[0, 0])
+        rows = Rows(pixels.shape[0], pixels.shape[1], lambda a, b: pixels[a:b], constant)
+        bands = []
+        for _, band in self.bands([rows]):
+            if isinstance(band, FMENError):
+                raise band
+            bands.append(band)
+        return np.concatenate(bands)
+
+    def bands(self, pictures: Iterable[Rows]) -> Iterator[tuple[int, np.ndarray | FMENError]]:
+        """Upscale pictures, each from top to bottom; windows of several may run at once.
+
+        Yields (number of the picture, [h, s W, C]): rows that follow those before; or, once for a
+        picture that cannot be read or is too large, its error instead of the rows that are left.
+        """
+        waiting: deque[_Band] = deque()
+        tiles: list[_Tile] = []
+        failed: dict[int, FMENError] = {}
+
+        def run() -> Iterator[tuple[int, np.ndarray | FMENError]]:
+            try:
+                if tiles:
+                    outputs = self._run(np.stack([tile.x for tile in tiles]))
+                    for tile, output in zip(tiles, outputs, strict=True):
+                        tile.keep(output, self.scale)
+            except FMENError as error:
+                new = {tile.band.picture for tile in tiles} - failed.keys()
+                failed.update(dict.fromkeys(new, error))
+                yield from ((number, error) for number in sorted(new))
+            tiles.clear()
+            while waiting and (not waiting[0].missing or waiting[0].picture in failed):
+                band = waiting.popleft()
+                if band.picture not in failed:
+                    yield band.picture, band.finish()
+
+        for number, rows in enumerate(pictures):
+            try:
+                for band in self._cut(number, rows):
+                    if number in failed:
+                        break
+                    waiting.append(band)
+                    for tile in band.tiles():
+                        if len(tiles) == self._batch or (
+                            tiles and tiles[0].x.shape != tile.x.shape
+                        ):
+                            yield from run()
+                        tiles.append(tile)
+            except FMENError as error:
+                failed[number] = error
+                yield number, error
+        yield from run()
+
+    def _cut(self, number: int, rows: Rows) -> Iterator['_Band']:
+        if self._tile is None:
+            grid = tiling.largest_grid(rows.height, rows.width, self._pixels_at_once(), self.halo)
+        else:
+            grid = tiling.grid(rows.height, rows.width, self._tile, self.halo)
+        kept = np.empty((0,))
+        kept_start = 0
+        for span in grid.rows:
+            # rows that the last window had as well are not read again
+            known = kept_start + len(kept)
+            fresh = rows.read(max(span.start, known), span.stop)
+            old = kept[span.start - kept_start :] if span.start < known else kept[:0]
+            kept = np.concatenate([old, fresh]) if len(old) else fresh
+            kept_start = span.start
+            yield _Band(number, rows, span, grid.columns, kept, self.scale)
+
+    def _run(self, x: np.ndarray) -> np.ndarray:
+        """[n, H, W, 3] -> [n, s H, s W, 3]; in halves when the memory is too small for all."""
+        try:
+            return self._through(x)
+        except OutOfMemoryError as error:
+            if len(x) > 1:
+                self._batch = 1
+                return np.concatenate([self._run(part) for part in np.array_split(x, 2)])
+            height, width = x.shape[1:3]
+            tile = -(-max(height, width) // 2)
+            if not self.exact or tile <= 2 * self.halo:
+                raise InputError(str(error)) from error
+            self._tile = tile  # for the windows to come as well
+            grid = tiling.grid(height, width, tile, self.halo)
+            y = np.empty((1, height * self.scale, width * self.scale, 3), np.float32)
+            for row in grid.rows:
+                for column in grid.columns:
+                    window = x[:, row.start : row.stop, column.start : column.stop]
+                    _keep(y[0], self._run(window)[0], row, column, self.scale)
+            return y
+
+    def _through(self, x: np.ndarray) -> np.ndarray:
+        full = self._tile and x.shape[1:3] == (self._tile, self._tile)
+        n = len(x)
+        if full and n < self._batch:  # the one static shape
+            x = np.concatenate([x, np.zeros((self._batch - n, *x.shape[1:]), x.dtype)])
+        if not self._ensemble:
+            return self.engine(x)[:n]
+        total: Any = 0
+        for which in range(8):
+            y = self.engine(np.ascontiguousarray(dihedral(x, which)))
+            # mirrored first, then swapped: undone in the other order
+            y = y.swapaxes(-3, -2) if which & 4 else y
+            total = total + dihedral(y, which & 3)
+        return (total / 8)[:n]
+
+    def _pixels_at_once(self) -> int:
+        """LR pixels of a window that a third of the free memory takes."""
+        config: Any = self.network.config
+        if jax.default_backend() == 'cpu':
+            free = psutil.virtual_memory().available
+        else:
+            free = (jax.local_devices()[0].memory_stats() or {}).get('bytes_limit', 2**33)
+        width = getattr(config, 'n_feats', 50)
+        # about five live maps (ten in the rivals), the tail's output and its shuffle, float32
+        maps = 5 if config.receptive_radius else 10
+        each = 4 * (maps * width + 3 * 3 * self.scale**2)
+        return max(int(free / 3 / each / self._batch), 1)
+
+
+@dataclasses.dataclass
+class _Tile:
+    x: np.ndarray
+    """[H, W, 3], float32, 0..255."""
+    band: '_Band'
+    column: tiling.Span
+    channels: slice
+    """Of the output, which this pass gives; one channel is the mean of the network's three."""
+
+    def keep(self, output: np.ndarray, scale: int) -> None:
+        band = self.band
+        if self.channels.stop - self.channels.start == 1:
+            output = output.mean(-1, keepdims=True)
+        _keep(band.output[..., self.channels], output, band.row, self.column, scale, band.row.first)
+        band.missing -= 1
+
+
+class _Band:
+    """The output rows of one row of windows."""
+
+    def __init__(
+        self,
+        picture: int,
+        rows: Rows,
+        row: tiling.Span,
+        columns: list[tiling.Span],
+        pixels: np.ndarray,
+        scale: int,
+    ) -> None:
+        self.picture = picture
+        self.row = row
+        self._rows, self._columns, self._pixels = rows, columns, pixels
+        channels = pixels.shape[2]
+        self.output = np.empty(
+            ((row.last - row.first) * scale, rows.width * scale, channels), np.float32
+        )
+        colour = 1 if channels < 3 else 3
+        self._passes = [slice(0, colour)]
+        if channels > colour and rows.constant_alpha is None:
+            self._passes.append(slice(colour, colour + 1))
+        self.missing = len(columns) * len(self._passes)
+
+    def tiles(self) -> Iterator[_Tile]:
+        top = _RANGE[self._pixels.dtype.name]
+        for channels in self._passes:
+            for column in self._columns:
+                window = self._pixels[:, column.start : column.stop, channels]
+                x = window.astype(np.float32)
+                x = x if top == 255 else x * np.float32(255 / top)
+                yield _Tile(np.broadcast_to(x, (*x.shape[:2], 3)), self, column, channels)
+
+    def finish(self) -> np.ndarray:
+        """In the type of the input, rounded and clamped once (float is neither)."""
+        dtype = self._pixels.dtype
+        top = _RANGE[dtype.name]
+        y = self.output
+        if top != 255:
+            y *= np.float32(top / 255)
+        if self._rows.constant_alpha is not None:
+            y[..., -1] = self._rows.constant_alpha
+        if dtype == np.float32:
+            return y
+        np.rint(y, out=y)
+        np.clip(y, 0, top, out=y)
+        return y.astype(dtype)
+
+
+def _keep(
+    target: np.ndarray,
+    output: np.ndarray,
+    row: tiling.Span,
+    column: tiling.Span,
+    scale: int,
+    top: int = 0,
+) -> None:
+    """Put what is kept of a window's output where it belongs; `target` begins at LR row `top`."""
+    kept = output[
+        (row.first - row.start) * scale : (row.last - row.start) * scale,
+        (column.first - column.start) * scale : (column.last - column.start) * scale,
+    ]
+    rows = slice((row.first - top) * scale, (row.last - top) * scale)
+    target[rows, column.first * scale : column.last * scale] = kept

@@ -14,8 +14,6 @@ import pytest
 import skimage.data
 from PIL import Image
 
-from fmen_jax.errors import InputError
-from fmen_jax.inference import jobs, upscaler
 from fmen_jax.inference.upscaler import Upscaler
 from fmen_jax.pretrained import load
 from tests.conftest import ROOT, corrupted, run_cli
@@ -76,48 +74,6 @@ def test_set5_gives_the_published_psnr(
     assert abs(np.mean(list(measured(broken).values())) - figures['psnr']) > 0.0005
 
 
-def test_upscaler_rounds_and_clamps_once(weights: Path) -> None:
-    net = load(weights)
-    y = np.asarray(net.fold()(PHOTO[None].astype(np.float32)))[0]
-    assert y.min() < 0  # so that the clamp is seen
-    upscale = Upscaler(net)
-    np.testing.assert_array_equal(upscale(PHOTO), np.clip(np.rint(y), 0, 255).astype(np.uint8))
-    with pytest.raises(InputError, match=r'pixels are float64\[2, 2, 3\]; expected uint8'):
-        upscale(np.zeros((2, 2, 3)))
-
-
-def test_gray_is_rounded_once(weights: Path) -> None:
-    pixels = PHOTO[..., :1].repeat(3, axis=2)
-    net = load(weights).fold()
-    y = np.asarray(net(pixels[None].astype(np.float32)))[0].mean(-1, keepdims=True)
-    expected = np.clip(np.rint(y), 0, 255)
-    found = Upscaler(net)(pixels, gray=True)
-    assert found.shape == (48, 62, 1)
-    # float32 sums of three in another order may turn a tie
-    assert (found != expected).mean() < 0.001
-
-
-def test_out_of_memory_on_a_device_is_one_clear_error(weights: Path) -> None:
-    import jax
-
-    def exhausted(*args: Any) -> None:
-        raise jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: Out of memory')
-
-    upscale = Upscaler(load(weights))
-    upscale._compiled[(1, *PHOTO.shape), False] = exhausted
-    with pytest.raises(InputError, match='31x24 does not fit into the memory of the device'):
-        upscale(PHOTO)
-
-
-def test_too_large_for_the_memory_at_hand(weights: Path, monkeypatch: Any) -> None:
-    class Memory:
-        available = 1000
-
-    monkeypatch.setattr(upscaler.psutil, 'virtual_memory', Memory)
-    with pytest.raises(InputError, match='a picture of 31x24 needs .* GiB of memory'):
-        Upscaler(load(weights))(PHOTO)
-
-
 def test_files_folders_and_names(weights: Path, tmp_path: Path, capsys: Any) -> None:
     folder, out = tmp_path / 'in', tmp_path / 'out'
     folder.mkdir()
@@ -160,37 +116,6 @@ def test_a_bad_picture_is_named_and_the_rest_goes_on(
     errors = capsys.readouterr().err
     assert 'b.png: not a whole, readable picture' in errors
     assert '1 of 3 pictures failed' in errors
-
-
-@pytest.mark.parametrize(
-    ('inputs', 'output', 'message'),
-    [
-        (['missing.png'], 'out', 'missing.png: no such file or folder'),
-        (['empty'], 'out', 'empty: no pictures'),
-        (['a.txt'], 'out', "ending '.txt' is not that of a picture"),
-        (['a.png', 'b.png'], 'c.png', 'is one file, but there are 2 pictures'),
-        (['a.png'], 'a.png', 'is an input and would be overwritten'),
-        (['a.png', 'other/a.png'], 'out', 'would both become'),
-        (['a.png'], 'a.txt', 'is neither a folder nor does it end like a picture'),
-        (['a.png'], 'b.gif', 'is neither a folder nor does it end like a picture'),
-        ([], 'out', 'no pictures given'),
-    ],
-)
-def test_impossible_plans(inputs: list[str], output: str, message: str, tmp_path: Path) -> None:
-    for folder in ('empty', 'other'):
-        (tmp_path / folder).mkdir()
-    for name in ('a.png', 'b.png', 'a.txt', 'other/a.png'):
-        (tmp_path / name).touch()
-    with pytest.raises(InputError, match=message):
-        jobs.plan([tmp_path / name for name in inputs], tmp_path / output, scale=4)
-
-
-def test_hidden_files_and_repeated_inputs_are_left_out(tmp_path: Path) -> None:
-    (tmp_path / 'x.png').mkdir()
-    for name in ('a.png', '.b.png', '._c.png'):
-        (tmp_path / name).touch()
-    items = jobs.plan([tmp_path, tmp_path / 'a.png', tmp_path], tmp_path / 'out', scale=4)
-    assert [item.source for item in items] == [tmp_path / 'a.png']
 
 
 def test_errors_of_the_command_line(weights: Path, tmp_path: Path, capsys: Any) -> None:

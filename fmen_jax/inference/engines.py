@@ -1,0 +1,147 @@
+"""What runs a folded network: XLA, onnxruntime or OpenVINO behind one small interface."""
+
+import importlib.util
+import sys
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fmen_jax.compiler import jit
+from fmen_jax.errors import FMENError, InputError, require
+
+if TYPE_CHECKING:
+    from fmen_jax.pretrained import Network
+
+Name = Literal['auto', 'xla', 'onnxruntime', 'openvino']
+"""'auto': the fastest one that is installed on a CPU (docs/performance.md), 'xla' elsewhere."""
+
+Dtype = Literal['float32', 'bfloat16']
+
+
+class OutOfMemoryError(FMENError):
+    """The input does not fit; a smaller one may."""
+
+
+class Engine(Protocol):
+    """[N, H, W, 3] float32 in 0..255 -> [N, s H, s W, 3] float32, not clamped."""
+
+    name: str
+
+    def __call__(self, x: np.ndarray) -> np.ndarray: ...
+
+
+def make_engine(network: 'Network', name: Name = 'xla', dtype: Dtype = 'float32') -> Engine:
+    """The engine of a network, which is folded first.
+
+    Raises:
+      InputError: its package is not installed, or it has no such dtype.
+    """
+    network = network.fold()
+    if name == 'auto':
+        name = fastest(network)
+    if name == 'xla':
+        return Xla(network, dtype)
+    if name == 'openvino':
+        return OpenVino(network, dtype)
+    return OnnxRuntime(network, dtype)
+
+
+def fastest(network: 'Network') -> Literal['xla', 'onnxruntime', 'openvino']:
+    """The engine that was fastest where both were measured, of those installed."""
+    from fmen_jax.export.onnx import exportable
+
+    onnx = importlib.util.find_spec('onnx')
+    if jax.default_backend() != 'cpu' or not (onnx and exportable(network)):
+        return 'xla'
+    for name in ('openvino', 'onnxruntime'):
+        if importlib.util.find_spec(name):
+            return name
+    return 'xla'
+
+
+class Xla:
+    """JAX on any backend; compiled once for each shape."""
+
+    name = 'xla'
+
+    def __init__(self, network: 'Network', dtype: Dtype) -> None:
+        self._network = network
+        variables = network.variables
+        if dtype == 'bfloat16':
+            variables = jax.tree.map(lambda a: jnp.asarray(a, jnp.bfloat16), variables)
+        self._variables = jax.device_put(variables)
+        module = network.module
+
+        def function(variables: Any, x: jax.Array) -> jax.Array:
+            y: Any = module.apply(variables, x.astype(dtype))
+            return y.astype(jnp.float32)
+
+        self._function = jit(function)
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        try:
+            with jax.default_matmul_precision(self._network.precision):
+                return np.asarray(self._function(self._variables, x))
+        except jax.errors.JaxRuntimeError as error:
+            if 'RESOURCE_EXHAUSTED' not in str(error):
+                raise
+            raise OutOfMemoryError(_too_large(x)) from error
+        except MemoryError as error:
+            raise OutOfMemoryError(_too_large(x)) from error
+
+
+class OnnxRuntime:
+    """onnxruntime on a CPU, from our own export."""
+
+    name = 'onnxruntime'
+
+    def __init__(self, network: 'Network', dtype: Dtype) -> None:
+        require('onnxruntime', 'onnxruntime', '--engine onnxruntime')
+        if dtype != 'float32':
+            raise InputError('onnxruntime computes in float32 here; bfloat16 has xla, openvino.')
+        import onnxruntime
+
+        from fmen_jax.export.onnx import to_onnx
+
+        options = onnxruntime.SessionOptions()
+        self._session = onnxruntime.InferenceSession(
+            to_onnx(network), options, providers=['CPUExecutionProvider']
+        )
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        given = np.ascontiguousarray(x.transpose(0, 3, 1, 2))
+        (y,) = self._session.run(None, {'lr': given})
+        return y.transpose(0, 2, 3, 1)
+
+
+class OpenVino:
+    """OpenVINO on a CPU, from our own export; float32 unless bfloat16 is asked for."""
+
+    name = 'openvino'
+
+    def __init__(self, network: 'Network', dtype: Dtype) -> None:
+        require('openvino', 'openvino', '--engine openvino')
+        # Its telemetry forks, which JAX's threads do not survive, and calls home.
+        sys.modules.setdefault('openvino_telemetry', None)  # pyright: ignore[reportArgumentType]
+        import openvino
+
+        from fmen_jax.export.onnx import to_onnx
+
+        # It computes in bfloat16 by itself where the CPU has it, so the type is always said.
+        hint = {'float32': 'f32', 'bfloat16': 'bf16'}[dtype]
+        core = openvino.Core()
+        model = core.read_model(to_onnx(network))
+        self._compiled = core.compile_model(
+            model, 'CPU', {'INFERENCE_PRECISION_HINT': hint, 'PERFORMANCE_HINT': 'LATENCY'}
+        )
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        y: Any = self._compiled(np.ascontiguousarray(x.transpose(0, 3, 1, 2)))[0]
+        return y.transpose(0, 2, 3, 1)
+
+
+def _too_large(x: np.ndarray) -> str:
+    n, height, width, _ = x.shape
+    return f'{n} x {width}x{height} pixels do not fit into memory: choose a smaller tile.'

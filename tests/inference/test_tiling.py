@@ -1,0 +1,226 @@
+"""Tiles give the very pixels of the whole image."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+import skimage.data
+
+from fmen_jax.errors import InputError
+from fmen_jax.inference import engines, tiling, upscaler
+from fmen_jax.inference.tiling import grid, largest_grid, spans
+from fmen_jax.inference.upscaler import Rows, Upscaler
+from fmen_jax.models.fmen import FMENConfig
+from fmen_jax.models.initial import initial_variables
+from fmen_jax.pretrained import Network, load
+
+PHOTO = skimage.data.astronaut()[:, 60:]
+
+
+def network(scale: int) -> Network:
+    """Of random weights that use the whole receptive field."""
+    config = FMENConfig(scale=scale, n_feats=8, mid_feats=6, down_blocks=1, up_blocks=(1, 1))
+    variables = initial_variables(config, 'deploy')
+    # sharp attention, so that what is far away counts
+    gained = jax.tree.map(lambda a: a * 2 if a.ndim == 4 else a, variables)
+    return Network(config, 'deploy', gained)
+
+
+def floats(height: int, width: int) -> np.ndarray:
+    return PHOTO[:height, :width].astype(np.float32) / 255
+
+
+@pytest.mark.parametrize('length', [1, 7, 40, 41, 57, 100, 1001])
+@pytest.mark.parametrize('halo', [0, 5, 16])
+def test_spans_keep_every_pixel_once(length: int, halo: int) -> None:
+    found = spans(length, 40, halo)
+    kept = [pixel for span in found for pixel in range(span.first, span.last)]
+    assert kept == list(range(length))
+    for span in found:
+        assert span.stop - span.start == min(40, length)
+        assert span.start == 0 or span.first - span.start >= halo
+        assert span.stop == length or span.stop - span.last >= halo
+    with pytest.raises(InputError, match='a tile of 32 LR pixels is all halo'):
+        spans(100, 32, 16)
+
+
+def test_the_largest_grid_is_within_its_pixels() -> None:
+    assert largest_grid(100, 200, 20_000, 34).shape == (100, 200)
+    assert largest_grid(1000, 200, 40_000, 34).shape == (200, 200)
+    assert largest_grid(10_000, 20_000, 500_000, 34).shape == (707, 707)  # rows would be all halo
+    assert largest_grid(1000, 1000, 10, 34).shape == (69, 69)
+    assert grid(10, 20, 0, 34).overhead == 1
+
+
+@pytest.mark.parametrize('scale', [2, 3, 4])
+@pytest.mark.parametrize('size', [(1, 1), (9, 80), (53, 41), (61, 90)])
+@pytest.mark.parametrize('tile', [45, 57])
+def test_tiled_is_whole(scale: int, size: tuple[int, int], tile: int) -> None:
+    net, x = network(scale), floats(*size)
+    whole = Upscaler(net, tile=0)(x)
+    np.testing.assert_array_equal(Upscaler(net, tile=tile)(x), whole)
+    np.testing.assert_array_equal(Upscaler(net, tile=tile, batch=3)(x), whole)
+
+
+def test_a_halo_that_is_too_small_shows() -> None:
+    net, x = network(2), floats(61, 90)
+    radius = net.config.receptive_radius
+    assert radius
+    whole = Upscaler(net, tile=0)(x)
+    for pad in (radius - 1, 4):
+        short = Upscaler(net, tile=45, tile_pad=pad)
+        assert not short.exact
+        assert (short(x) != whole).any(), pad
+
+
+@pytest.mark.slow
+@pytest.mark.parity
+@pytest.mark.parametrize('engine', ['xla', 'onnxruntime', 'openvino'])
+def test_published_weights_on_every_engine(engine: Any, shared: Callable[[str], Path]) -> None:
+    net = load(shared('official/fmen_s_x4_github.pt'))
+    x = floats(150, 107)
+    reference = Upscaler(net, tile=0)(x) * 255
+    whole = Upscaler(net, engine=engine, tile=0)(x) * 255
+    tiled = Upscaler(net, engine=engine, tile=96)(x) * 255
+    # the project's bounds: bit for bit with xla on a CPU, 1e-3 of 255 elsewhere
+    assert np.abs(tiled - whole).max() <= (0 if engine == 'xla' else 1e-3 * 255)
+    assert np.abs(whole - reference).max() <= 1e-3
+    pixels = PHOTO[:150, :107]
+    whole = Upscaler(net, engine=engine, tile=0)(pixels)
+    np.testing.assert_array_equal(Upscaler(net, engine=engine, tile=96)(pixels), whole)
+    with_short_halo = Upscaler(net, engine=engine, tile=96, tile_pad=16)
+    assert (with_short_halo(pixels) != whole).any()
+
+
+@pytest.mark.parametrize('batch', [1, 2, 5])
+def test_pictures_of_mixed_sizes_share_batches(batch: int) -> None:
+    net = network(2)
+    pictures = [floats(70, 50), floats(9, 8), floats(45, 120), floats(9, 8)]
+    rows = [Rows(*x.shape[:2], lambda a, b, x=x: x[a:b]) for x in pictures]
+    found: dict[int, list[Any]] = {}
+    for number, band in Upscaler(net, tile=45, batch=batch).bands(rows):
+        found.setdefault(number, []).append(band)
+    whole = Upscaler(net, tile=0)
+    for number, x in enumerate(pictures):
+        np.testing.assert_array_equal(np.concatenate(found[number]), whole(x))
+
+
+def test_rows_are_read_once_and_in_order() -> None:
+    x, reads = floats(200, 30), []
+
+    def read(start: int, stop: int) -> np.ndarray:
+        reads.append((start, stop))
+        return x[start:stop]
+
+    bands = [band for _, band in Upscaler(network(2), tile=60).bands([Rows(200, 30, read)])]
+    assert len(bands) > 3
+    assert [start for start, _ in reads] == [0, *(stop for _, stop in reads[:-1])]
+
+
+def test_out_of_memory_halves_the_tile_and_goes_on() -> None:
+    net, x = network(2), floats(130, 90)
+    whole = Upscaler(net, tile=0)(x)
+    upscale = Upscaler(net, tile=100, batch=2)
+    real, sizes = upscale.engine, []
+
+    class Small:
+        name = 'small'
+
+        def __call__(self, x: np.ndarray) -> np.ndarray:
+            sizes.append(x.shape)
+            if x.shape[0] * x.shape[1] * x.shape[2] > 50 * 50:
+                raise engines.OutOfMemoryError('too large')
+            return real(x)
+
+    upscale.engine = Small()
+    np.testing.assert_array_equal(upscale(x), whole)
+    assert (1, 50, 50, 3) in sizes
+    upscale.engine = real
+    tiny = Upscaler(net, tile=100)
+    tiny.engine = type('None', (), {'name': '', '__call__': lambda *_: _raise()})()
+    with pytest.raises(InputError, match='too large'):
+        tiny(x)
+
+
+def _raise() -> None:
+    raise engines.OutOfMemoryError('too large')
+
+
+def test_xla_running_out_of_memory_is_translated(monkeypatch: pytest.MonkeyPatch) -> None:
+    def exhausted(*args: Any) -> None:
+        raise jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: Out of memory')
+
+    engine = engines.Xla(network(2), 'float32')
+    monkeypatch.setattr(engine, '_function', exhausted)
+    with pytest.raises(engines.OutOfMemoryError, match='1 x 30x20 pixels do not fit'):
+        engine(np.zeros((1, 20, 30, 3), np.float32))
+
+
+def test_auto_takes_what_the_memory_gives(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Memory:
+        available = 10_000_000
+
+    monkeypatch.setattr(upscaler.psutil, 'virtual_memory', Memory)
+    upscale = Upscaler(network(2))
+    assert 60**2 < upscale._pixels_at_once() < 200**2
+    x = floats(300, 150)
+    np.testing.assert_array_equal(upscale(x), Upscaler(network(2), tile=0)(x))
+
+
+def test_types_and_channels() -> None:
+    net = network(2)
+    upscale = Upscaler(net)
+    x = PHOTO[:20, :24]
+    y = np.asarray(net(x[None].astype(np.float32)))[0]
+    y = y - y.mean() + 128  # of no matter: only that both clamps are seen
+    exact = np.asarray(net(x[None].astype(np.float32)))[0]
+    assert exact.min() < 0 or exact.max() > 255
+    np.testing.assert_array_equal(upscale(x), np.clip(np.rint(exact), 0, 255).astype(np.uint8))
+    wide = upscale(x.astype(np.uint16) * 257)
+    assert wide.dtype == np.uint16
+    assert np.abs(wide / 257 - np.clip(exact, 0, 255)).max() < 0.01  # not cut to 8 bits
+    real = upscale(x.astype(np.float32) / 255)
+    assert np.abs(real * 255 - exact).max() < 1e-3  # neither rounded nor clamped
+    gray = upscale(x[..., :1])
+    mean = np.asarray(net(x[None, ..., :1].repeat(3, -1).astype(np.float32)))[0].mean(-1)
+    assert (gray[..., 0] != np.clip(np.rint(mean), 0, 255)).mean() < 0.001
+    alpha = x[..., 1:2]
+    both = upscale(np.concatenate([x, alpha], -1))
+    np.testing.assert_array_equal(both[..., :3], upscale(x))
+    np.testing.assert_array_equal(both[..., 3:], upscale(alpha))
+    constant = upscale(np.concatenate([x, np.full_like(alpha, 77)], -1))
+    assert (constant[..., 3] == 77).all()
+    with pytest.raises(InputError, match=r'pixels are float64\[2, 2, 3\]; expected uint8'):
+        upscale(np.zeros((2, 2, 3)))
+
+
+def test_self_ensemble_is_the_mean_of_eight_and_symmetric() -> None:
+    net, x = network(2), floats(24, 17)
+    ensemble = Upscaler(net, self_ensemble=True, tile=0)
+    single = Upscaler(net, tile=0)
+    by_hand = np.zeros((48, 34, 3))
+    for turns in range(4):
+        for mirror in (False, True):
+            turned = np.rot90(x[:, ::-1] if mirror else x, turns)
+            back = np.rot90(single(np.ascontiguousarray(turned)), -turns)
+            by_hand += (back[:, ::-1] if mirror else back) / 8
+    np.testing.assert_allclose(ensemble(x), by_hand, rtol=0, atol=1e-5)
+    tiled = Upscaler(net, self_ensemble=True, tile=45)
+    np.testing.assert_array_equal(tiled(floats(61, 90)), ensemble(floats(61, 90)))
+
+
+def test_networks_that_see_the_whole_image_say_so() -> None:
+    config = dataclasses.replace(FMENConfig(), scale=2)
+    assert Upscaler(Network(config, 'deploy', initial_variables(config, 'deploy'))).exact
+    from fmen_jax.models import zoo
+
+    rival = zoo.config('rlfn')
+    x = np.zeros((1, 20, 20, 3), np.float32)
+    variables = jax.eval_shape(rival.build().init, jax.random.key(0), x)
+    zeros = jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), dict(variables))
+    assert not Upscaler(Network(rival, 'deploy', zeros)).exact
+    assert tiling.grid(5, 5, 0, 0).shape == (5, 5)
