@@ -60,6 +60,35 @@ class Network:
         with jax.default_matmul_precision(self.precision):
             return self._apply(self.variables, x)
 
+    def upscale(self, image: np.ndarray | str | Path, **settings: Any) -> np.ndarray:
+        """Upscale a picture: in tiles if it is large, in the type it has.
+
+        Args:
+          image: [H, W] or [H, W, C] of 1 to 4 channels, uint8, uint16 or float32 in 0..1; or the
+            path of a picture file.
+          settings: of `inference.upscaler.Upscaler`: engine, tile, self_ensemble, ...
+
+        Raises:
+          InputError: no such array or file.
+        """
+        from fmen_jax.inference.images import open_picture
+        from fmen_jax.inference.upscaler import Upscaler
+
+        key = tuple(sorted(settings.items()))
+        if key not in self._upscalers:
+            self._upscalers[key] = Upscaler(self, **settings)
+        upscaler = self._upscalers[key]
+        if isinstance(image, str | Path):
+            rows = open_picture(Path(image)).rows
+            return upscaler(rows.read(0, rows.height))
+        if getattr(image, 'ndim', 0) == 2:
+            return upscaler(image[..., None])[..., 0]
+        return upscaler(image)
+
+    @cached_property
+    def _upscalers(self) -> dict[Any, Any]:
+        return {}
+
     def check(self, shape: tuple[int, ...], dtype: Any) -> None:
         """Raise InputError unless an array of this shape and dtype can be upscaled."""
         colors = self.config.n_colors

@@ -12,6 +12,7 @@ import pytest
 
 import fmen_jax
 from fmen_jax import porting
+from fmen_jax.data import images
 from fmen_jax.errors import InputError
 from fmen_jax.models.fmen import FMENConfig
 from tests.conftest import ROOT, Golden, assert_close, corrupted, differs
@@ -140,3 +141,18 @@ def test_jit_grad_and_vmap_go_through_the_module(tiny_x2: Golden) -> None:
     gradients = jax.grad(loss)(net.variables)
     assert jax.tree.structure(gradients) == jax.tree.structure(net.variables)
     assert all(float(abs(leaf).max()) > 0 for leaf in jax.tree.leaves(gradients))
+
+
+def test_upscale_takes_arrays_and_paths(weights: Path, tmp_path: Path) -> None:
+    net = fmen_jax.load(weights)
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 31, 3), np.uint8)
+    y = np.asarray(net(pixels[None].astype(np.float32)))[0]
+    expected = np.clip(np.rint(y), 0, 255).astype(np.uint8)
+    # the network was folded, so another order of float32 sums: a tie may turn
+    assert np.abs(net.upscale(pixels).astype(int) - expected).max() <= 1
+    images.write(tmp_path / 'a.png', images.Picture(pixels))
+    np.testing.assert_array_equal(net.upscale(tmp_path / 'a.png'), net.upscale(pixels))
+    assert net.upscale(pixels[..., 0]).shape == (40, 62)
+    assert net.upscale(pixels, self_ensemble=True).shape == (40, 62, 3)
+    with pytest.raises(InputError, match=r'pixels are float64\[2, 2, 1\]'):
+        net.upscale(np.zeros((2, 2)))

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import tyro
 
+from fmen_jax.cli.exporting import export
 from fmen_jax.cli.learning import prepare, train
 from fmen_jax.cli.measuring import compare, evaluate
 from fmen_jax.cli.pictures import download, info, upscale
@@ -17,6 +18,7 @@ def main(args: Sequence[str] | None = None) -> None:
     verbs = {
         'upscale': upscale,
         'info': info,
+        'export': export,
         'download': download,
         'evaluate': evaluate,
         'compare': compare,

@@ -63,9 +63,9 @@ def upscale(
     from fmen_jax import pretrained
     from fmen_jax.compiler import keep_compiled
     from fmen_jax.inference import jobs
-    from fmen_jax.inference.images import SaveOptions
     from fmen_jax.inference.plan import Naming, Shard, plan
     from fmen_jax.inference.upscaler import Upscaler
+    from fmen_jax.inference.writing import SaveOptions
 
     keep_compiled()
     network = pretrained.load(weights)

@@ -138,8 +138,8 @@ class OpenVino:
         )
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
-        y: Any = self._compiled(np.ascontiguousarray(x.transpose(0, 3, 1, 2)))[0]
-        return y.transpose(0, 2, 3, 1)
+        results = self._compiled(np.ascontiguousarray(x.transpose(0, 3, 1, 2)))
+        return np.asarray(results[0]).transpose(0, 2, 3, 1)
 
 
 def _too_large(x: np.ndarray) -> str:

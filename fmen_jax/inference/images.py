@@ -1,12 +1,10 @@
-"""Picture files in and out as they are: depth, channels, profile and metadata kept; by libvips.
+"""Picture files as they are, read by rows: depth and channels kept; by libvips.
 
 Pixels are [H, W, C] with 1 (gray), 2 (gray, alpha), 3 (RGB) or 4 (RGB, alpha) channels; uint8,
 uint16, or float32 in 0..1 as the file has it, never by its largest value. CMYK and Lab become sRGB.
 """
 
 import dataclasses
-import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -15,42 +13,14 @@ import numpy as np
 from fmen_jax.data.images import ENDINGS as DATA_ENDINGS
 from fmen_jax.data.images import reason
 from fmen_jax.errors import InputError
-from fmen_jax.files import written_aside
 from fmen_jax.inference.upscaler import Rows
 
 ENDINGS = (*DATA_ENDINGS, '.avif')
 
 _LOADERS = ('png', 'jpeg', 'webp', 'tiff', 'heif')
 _DTYPES = {'uchar': np.uint8, 'ushort': np.uint16, 'float': np.float32}
-_BLOBS = ('icc-profile-data', 'exif-data', 'xmp-data', 'iptc-data')
-_LARGEST = {'.jpg': 65535, '.jpeg': 65535, '.webp': 16383, '.avif': 16384}
-"""Pixels along one side that a format can hold."""
-_IN_MEMORY = 2**28
-"""Bytes of output beyond which rows wait on disk."""
 _FILL = 8
 """Pixels around what is visible whose hidden colour is replaced."""
-
-
-@dataclasses.dataclass(frozen=True)
-class SaveOptions:
-    """How pictures are written."""
-
-    quality: int | None = None
-    """1..100 for JPEG (95 by default), AVIF (90) and WebP (lossless by default)."""
-    compression: int | None = None
-    """0..9 for PNG (6 by default)."""
-
-    def of(self, ending: str) -> dict[str, Any]:
-        """Libvips' own options for an ending."""
-        if ending in ('.jpg', '.jpeg'):
-            return {'Q': self.quality or 95, 'subsample_mode': 'off'}
-        if ending == '.webp':
-            return {'Q': self.quality} if self.quality else {'lossless': True}
-        if ending == '.avif':
-            return {'Q': self.quality or 90, 'compression': 'av1', 'subsample_mode': 'off'}
-        if ending == '.png':
-            return {'compression': 6 if self.compression is None else self.compression}
-        return {'compression': 'deflate', 'predictor': 'horizontal', 'bigtiff': True}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -191,123 +161,6 @@ def filled(pixels: np.ndarray) -> np.ndarray:
     if pixels.dtype != np.float32:
         colour = np.rint(colour)
     return np.concatenate([colour.astype(pixels.dtype), pixels[..., -1:]], -1)
-
-
-class Writer:
-    """Takes the rows of a picture from top to bottom; `save` writes the file."""
-
-    def __init__(self, path: Path, source: Opened, scale: int, options: SaveOptions) -> None:
-        """Checks that the file can be written.
-
-        Raises:
-          InputError: the ending is that of no picture, or its format cannot hold this one.
-        """
-        check_ending(path)
-        self._path, self._source, self._options = path, source, options
-        self._ending = path.suffix.lower()
-        self._width, self._height = (side * scale for side in source.size)
-        self._missing = self._height
-        largest = _LARGEST.get(self._ending, 10_000_000)
-        if max(self._width, self._height) > largest:
-            raise InputError(
-                f'{path}: {self._width}x{self._height} is too large for {self._ending}, which '
-                f'holds {largest} pixels along a side: choose another ending, such as .tif.'
-            )
-        if source.channels in (2, 4) and self._ending in ('.jpg', '.jpeg'):
-            raise InputError(f'{path}: JPEG has no transparency: choose .png, .webp or .tif.')
-        bytes_ = self._width * self._height * source.channels * source.dtype.itemsize
-        if bytes_ > _IN_MEMORY:
-            folder = next(p for p in path.absolute().parents if p.exists())
-            free = shutil.disk_usage(folder).free
-            if bytes_ > free:
-                raise InputError(
-                    f'{path}: {self._width}x{self._height} needs {bytes_ / 2**30:.1f} GiB on the '
-                    f'disk while it is made, and {free / 2**30:.1f} are free.'
-                )
-            self._rows: Any = tempfile.NamedTemporaryFile(dir=folder, prefix='.fmen_jax.')  # noqa: SIM115
-        else:
-            self._rows = tempfile.SpooledTemporaryFile(_IN_MEMORY + 1)  # noqa: SIM115
-
-    def add(self, rows: np.ndarray) -> None:
-        """[h, W, C] that follow those before."""
-        self._rows.write(np.ascontiguousarray(rows).data)
-        self._missing -= len(rows)
-
-    @property
-    def complete(self) -> bool:
-        """Whether all rows are here."""
-        return self._missing == 0
-
-    def save(self) -> None:
-        """Write the file, aside first and then renamed.
-
-        Raises:
-          InputError: libvips cannot.
-        """
-        import pyvips
-
-        try:
-            image = self._with_metadata(self._fitted(self._whole()))
-            with written_aside(self._path) as aside:
-                image.write_to_file(str(aside), **self._options.of(self._ending))
-        except pyvips.Error as error:
-            raise InputError(f'{self._path}: could not be written: {reason(error)}') from error
-        finally:
-            self.close()
-
-    def close(self) -> None:
-        """Forget the rows."""
-        self._rows.close()
-
-    def _whole(self) -> Any:
-        import pyvips
-
-        source = self._source
-        form = {'uint8': 'uchar', 'uint16': 'ushort', 'float32': 'float'}[source.dtype.name]
-        if isinstance(self._rows, tempfile.SpooledTemporaryFile):
-            self._rows.seek(0)
-            data = self._rows.read()
-            image: Any = pyvips.Image.new_from_memory(
-                data, self._width, self._height, source.channels, form
-            )
-        else:
-            self._rows.flush()
-            image = pyvips.Image.rawload(
-                self._rows.name,
-                self._width,
-                self._height,
-                source.channels * source.dtype.itemsize,
-                access='sequential',
-            )
-            if form != 'uchar':
-                image = image.copy(bands=source.channels, format=form)
-        return image
-
-    def _fitted(self, image: Any) -> Any:
-        """In 8 bits where the format has no more."""
-        gray = self._source.channels < 3
-        dtype = self._source.dtype
-        if dtype == np.float32 and self._ending not in ('.tif', '.tiff'):
-            image = (image * 255).rint().cast('uchar')
-        elif dtype == np.uint16 and self._ending not in ('.tif', '.tiff', '.png'):
-            image = (image / 257).rint().cast('uchar')
-        kinds = {'uchar': ('b-w', 'srgb'), 'ushort': ('grey16', 'rgb16')}
-        known = kinds.get(image.format, (self._source.image.interpretation,) * 2)
-        return image.copy(interpretation=known[0 if gray else 1])
-
-    def _with_metadata(self, image: Any) -> Any:
-        import pyvips
-
-        source = self._source.image
-        image = image.copy(xres=source.xres, yres=source.yres)
-        # the EXIF block still has the orientation that is applied already
-        image.set_type(pyvips.GValue.gint_type, 'orientation', 1)
-        for name in source.get_fields():
-            if name in _BLOBS:
-                image.set_type(pyvips.GValue.blob_type, name, source.get(name))
-            elif name.startswith('exif-ifd') and 'Orientation' not in name:
-                image.set_type(pyvips.GValue.gstr_type, name, source.get(name))
-        return image
 
 
 def check_ending(path: Path) -> None:

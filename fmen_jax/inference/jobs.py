@@ -13,9 +13,10 @@ from typing import Any
 
 from fmen_jax.errors import FMENError
 from fmen_jax.files import sha256
-from fmen_jax.inference.images import Opened, SaveOptions, Writer, open_picture
+from fmen_jax.inference.images import Opened, open_picture
 from fmen_jax.inference.plan import Item
 from fmen_jax.inference.upscaler import Rows, Upscaler
+from fmen_jax.inference.writing import SaveOptions, Writer
 
 _AHEAD = 2
 """Pictures that wait to be computed, and as many to be written."""

@@ -14,10 +14,11 @@ import pyvips
 import skimage.data
 
 from fmen_jax.errors import InputError
-from fmen_jax.inference import images, jobs
-from fmen_jax.inference.images import SaveOptions, filled, open_picture
+from fmen_jax.inference import jobs, writing
+from fmen_jax.inference.images import filled, open_picture
 from fmen_jax.inference.plan import Item
 from fmen_jax.inference.upscaler import Upscaler
+from fmen_jax.inference.writing import SaveOptions
 from fmen_jax.pretrained import load
 
 PHOTO = np.ascontiguousarray(skimage.data.astronaut()[:24, 100:131])
@@ -240,11 +241,11 @@ def test_faults_are_one_clear_error(kind: str, tmp_path: Path, upscaler: Upscale
 def test_formats_that_cannot_hold_it(tmp_path: Path, upscaler: Upscaler) -> None:
     source = open_picture(saved(tmp_path / 'a.png', with_channels(4, np.uint8)))
     with pytest.raises(InputError, match='JPEG has no transparency'):
-        images.Writer(tmp_path / 'b.jpg', source, 2, SaveOptions())
+        writing.Writer(tmp_path / 'b.jpg', source, 2, SaveOptions())
     with pytest.raises(InputError, match=r'31000x24000 is too large for .webp, which holds 16383'):
-        images.Writer(tmp_path / 'b.webp', source, 1000, SaveOptions())
+        writing.Writer(tmp_path / 'b.webp', source, 1000, SaveOptions())
     with pytest.raises(InputError, match="ending '.gif' is not that of a picture"):
-        images.Writer(tmp_path / 'b.gif', source, 2, SaveOptions())
+        writing.Writer(tmp_path / 'b.gif', source, 2, SaveOptions())
 
 
 def test_large_outputs_wait_on_the_disk(
@@ -253,7 +254,7 @@ def test_large_outputs_wait_on_the_disk(
     pixels = with_channels(4, np.uint16)
     source = saved(tmp_path / 'a.tif', pixels)
     expected = upscaled(source, tmp_path / 'b.tif', upscaler).numpy()
-    monkeypatch.setattr(images, '_IN_MEMORY', 1000)
+    monkeypatch.setattr(writing, '_IN_MEMORY', 1000)
     found = upscaled(source, tmp_path / 'c.tif', upscaler)
     np.testing.assert_array_equal(found.numpy(), expected)
     assert sorted(p.name for p in tmp_path.iterdir()) == ['a.tif', 'b.tif', 'c.tif']
