@@ -105,15 +105,14 @@ class OnnxRuntime:
 
         from fmen_jax.export.onnx import to_onnx
 
-        options = onnxruntime.SessionOptions()
         self._session = onnxruntime.InferenceSession(
-            to_onnx(network), options, providers=['CPUExecutionProvider']
+            to_onnx(network), providers=['CPUExecutionProvider']
         )
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
         given = np.ascontiguousarray(x.transpose(0, 3, 1, 2))
         (y,) = self._session.run(None, {'lr': given})
-        return y.transpose(0, 2, 3, 1)
+        return np.asarray(y).transpose(0, 2, 3, 1)
 
 
 class OpenVino:
