@@ -1,0 +1,29 @@
+"""The benchmark's small form: all contenders compute the same; no times are asserted."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks.turns import ratio
+from tests.conftest import ROOT
+
+
+@pytest.mark.slow
+def test_all_contenders_of_the_train_step_have_the_same_loss(tmp_path: Path) -> None:
+    path = tmp_path / 'out.json'
+    verb = [sys.executable, 'scripts/benchmark.py', 'train', '--quick', '--json', str(path)]
+    subprocess.run(verb, cwd=ROOT, check=True)
+    found = json.loads(path.read_text())['train']
+    losses = {row['contender']: row['first_loss'] for row in found['rows']}
+    assert len(losses) == 5
+    # losses of about 126; float32 in other orders
+    assert max(losses.values()) - min(losses.values()) < 1e-3
+    assert found['speedup_vs_best_torch'] > 0
+
+
+def test_ratios_are_of_rounds() -> None:
+    times = {'a': [2.0, 4.0, 9.0], 'b': [1.0, 2.0, 3.0]}
+    assert ratio(times, 'a', 'b') == {'median': 2, 'low': 2, 'high': 2.5}
