@@ -12,6 +12,7 @@ import grain
 import numpy as np
 
 from fmen_jax.data.sources import Source
+from fmen_jax.data.symmetries import dihedral
 from fmen_jax.errors import InputError
 
 
@@ -110,15 +111,6 @@ class Batches:
         lr, hr = lr[y : y + p, x : x + p], hr[y * s : (y + p) * s, x * s : (x + p) * s]
         turn = int(generator.integers(8)) if self._config.flips else 0
         return dihedral(lr, turn), dihedral(hr, turn)
-
-
-def dihedral(image: np.ndarray, which: int) -> np.ndarray:
-    """One of the eight symmetries of a square, [..., H, W, C]: bits mirror rows, columns, swap."""
-    if which & 1:
-        image = image[..., ::-1, :, :]
-    if which & 2:
-        image = image[..., ::-1, :]
-    return image.swapaxes(-3, -2) if which & 4 else image
 
 
 def prefetched(

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 import psutil
 
-from fmen_jax.data.pipeline import dihedral
+from fmen_jax.data.symmetries import dihedral
 from fmen_jax.errors import FMENError, InputError
 from fmen_jax.inference import tiling
 from fmen_jax.inference.engines import Dtype, Engine, Name, OutOfMemoryError, make_engine

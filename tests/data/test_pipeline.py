@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from fmen_jax.data.bicubic import imresize
-from fmen_jax.data.pipeline import Batches, PipelineConfig, dihedral, prefetched
+from fmen_jax.data.pipeline import Batches, PipelineConfig, prefetched
 from fmen_jax.data.sources import Source, open_source, prepare
+from fmen_jax.data.symmetries import dihedral
 from fmen_jax.errors import InputError
 from tests.data.test_pairs import PHOTO, lay_out, save
 
