@@ -5,6 +5,7 @@ import io
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -87,6 +88,25 @@ def test_killed_and_run_again_gives_the_same_bits(
     # the same command once more does nothing and says the same
     subprocess.run(command(killed, photos, *again), env=environment, check=True)
     assert losses(killed) == losses(whole)
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one(
+    photos: Path, tmp_path: Path, environment: dict[str, str]
+) -> None:
+    one, two = tmp_path / 'one', tmp_path / 'two'
+    subprocess.run(command(one, photos), env=environment, check=True)
+    with socket.socket() as free:
+        free.bind(('127.0.0.1', 0))
+        address = f'127.0.0.1:{free.getsockname()[1]}'
+    cluster = ('--cluster', address, '--processes', '2', '--process')
+    running = [
+        subprocess.Popen(command(two, photos, *cluster, str(process)), env=environment)
+        for process in range(2)
+    ]
+    assert [process.wait(timeout=200) for process in running] == [0, 0]
+    assert losses(two) == pytest.approx(losses(one), rel=1e-4)
+    assert (two / 'weights.safetensors').exists()
 
 
 @pytest.mark.slow
