@@ -8,6 +8,7 @@ import numpy as np
 
 from fmen_jax.data.bicubic import imresize
 from fmen_jax.data.pairs import Loaded, Pair, find_pairs
+from fmen_jax.errors import InputError
 from fmen_jax.evaluation import benchmark, protocols
 from fmen_jax.pretrained import Network
 from fmen_jax.training.log import Log
@@ -28,12 +29,17 @@ class Validation:
         """Looks for the pictures.
 
         Raises:
-          InputError: no such protocol, or folders without pictures.
+          InputError: no such protocol, folders without pictures, or two of the same name.
         """
         self._protocol = protocols.protocol(protocol)
         self._folders: dict[str, list[Pair]] = {
             folder: find_pairs(Path(folder), scale) for folder in folders
         }
+        if len({Path(folder).name for folder in folders}) < len(self._folders):
+            raise InputError(
+                f'data.validation names folders of the same name, {", ".join(folders)}: their '
+                'figures could not be told apart; rename one.'
+            )
         self._upscaler = upscaler
 
     def __bool__(self) -> bool:

@@ -237,6 +237,12 @@ def test_a_loss_that_is_not_finite_names_the_step_and_keeps_the_last_checkpoint(
 def test_faults_before_the_work(photos: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match='data.train is empty'):
         loop.train(load_experiment(SMOKE), tmp_path / 'run', upscaler=Upscaler)
+    twin = tmp_path / photos.name
+    twin.symlink_to(photos)
+    data = DataConfig(train=(str(photos),), validation=(str(photos), str(twin)))
+    with pytest.raises(InputError, match='folders of the same name'):
+        again = dataclasses.replace(load_experiment(SMOKE), data=data)
+        loop.train(again, tmp_path / 'run', upscaler=Upscaler)
     with pytest.raises(InputError, match='no such file; expected an experiment'):
         load_experiment(tmp_path / 'none.py')
     (tmp_path / 'empty.py').write_text('')
