@@ -1,22 +1,31 @@
 """Files that are whole or absent, their hashes, and the folder for those that can be remade."""
 
 import contextlib
+import glob
 import hashlib
 import os
+import platform
 from collections.abc import Iterator
 from pathlib import Path
 
 import platformdirs
+import psutil
 
 
 @contextlib.contextmanager
 def written_aside(path: Path) -> Iterator[Path]:
     """Yield a path beside `path` to write to; renamed to `path` at the end, removed on an error.
 
-    The ending is kept, because writers choose the format by it. Missing folders are made.
+    The ending is kept, because writers choose the format by it. Missing folders are made; what a
+    killed process of this machine left beside this path is removed.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f'.{path.stem}.{os.getpid()}.part{path.suffix}')
+    start, end = f'.{path.stem}.{platform.node()}.', f'.part{path.suffix}'
+    aside = path.with_name(f'{start}{os.getpid()}{end}')
+    for old in path.parent.glob(f'{glob.escape(start)}*{glob.escape(end)}'):
+        process = old.name[len(start) : -len(end)]
+        if process.isdecimal() and not psutil.pid_exists(int(process)):
+            old.unlink(missing_ok=True)
     try:
         yield aside
         aside.replace(path)

@@ -1,8 +1,9 @@
 """Verbs for those who have pictures and checkpoints: upscale, info, download."""
 
+import dataclasses
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
@@ -31,6 +32,8 @@ def upscale(
     skip_existing: bool = False,
     manifest: Path | None = None,
     shard: str = '0/1',
+    ray: int = 0,
+    job: Path | None = None,
 ) -> int:
     """Upscale pictures: 8 and 16 bit and float, gray, RGB, palette, CMYK, with transparency.
 
@@ -57,12 +60,15 @@ def upscale(
       skip_existing: Leave outputs that are there, whatever made them.
       manifest: JSON lines with hashes of what was made; a rerun does only what is missing.
       shard: 0/4 ... 3/4, for four machines that share the work.
+      ray: Workers on the Ray cluster at hand, or on one that is started here; 0 for none.
+      job: With ray: a folder for what was done, which a rerun goes on from.
     """
     import tqdm
 
     from fmen_jax import pretrained
     from fmen_jax.compiler import keep_compiled
     from fmen_jax.inference import jobs
+    from fmen_jax.inference.cluster import run_on_ray
     from fmen_jax.inference.plan import Naming, Shard, plan
     from fmen_jax.inference.upscaler import Upscaler
     from fmen_jax.inference.writing import SaveOptions
@@ -79,28 +85,45 @@ def upscale(
         naming=Naming(suffix, ext),
         shard=Shard.parse(shard),
     )
-    upscaler = Upscaler(
-        network,
-        engine=engine,
-        dtype=dtype,
-        tile=None if tile == 'auto' else tile,
-        tile_pad=tile_pad,
-        batch=batch,
-        self_ensemble=self_ensemble,
-    )
-    if not upscaler.exact and tile != 0:
-        print('note: tiles of this network, or with this pad, are not exact.', file=sys.stderr)
-    made_with = f'{sha256(pretrained.find(weights))} {upscaler.settings} {quality} {compression}'
+    settings: dict[str, Any] = {
+        'engine': engine,
+        'dtype': dtype,
+        'tile': None if tile == 'auto' else tile,
+        'tile_pad': tile_pad,
+        'batch': batch,
+        'self_ensemble': self_ensemble,
+    }
+    options = SaveOptions(quality, compression)
     failed = 0
     with tqdm.tqdm(unit='pixel', unit_scale=True, disable=None, file=sys.stderr) as bar:
-        for result in jobs.run(
-            items,
-            upscaler,
-            options=SaveOptions(quality, compression),
-            manifest=jobs.Manifest(manifest, made_with),
-            skip_existing=skip_existing,
-            progress=bar.update,
-        ):
+        if ray or job:
+            if not (ray > 0 and job) or manifest or skip_existing:
+                raise InputError(
+                    'ray and job go together, and without manifest and skip-existing: the job '
+                    'folder keeps what was done.'
+                )
+            results = run_on_ray(
+                items,
+                pretrained.find(weights),
+                workers=ray,
+                job=job,
+                settings=settings,
+                options=dataclasses.asdict(options),
+            )
+        else:
+            upscaler = Upscaler(network, **settings)
+            if not upscaler.exact and tile != 0:
+                bar.write('note: these tiles are not exact.', file=sys.stderr)
+            made_with = f'{sha256(pretrained.find(weights))} {upscaler.settings} {options}'
+            results = jobs.run(
+                items,
+                upscaler,
+                options=options,
+                manifest=jobs.Manifest(manifest, made_with),
+                skip_existing=skip_existing,
+                progress=bar.update,
+            )
+        for result in results:
             if result.error:
                 failed += 1
                 bar.write(f'error: {result.error}', file=sys.stderr)

@@ -35,6 +35,28 @@ def initial_variables(
     return variables
 
 
+def resized_tail(tail: Params, before: int, after: int) -> Params:
+    """The tail of a trained network for another scale: each new sub-pixel is the mean of its area.
+
+    Args:
+      tail: `kernel` [3, 3, n, C before^2] and `bias` [C before^2], in PyTorch's order.
+      before: the scale of the network.
+      after: the scale of the new tail.
+    """
+    edges = [np.arange(scale + 1) / scale for scale in (before, after)]
+    low = np.maximum(edges[1][:-1, None], edges[0][None, :-1])
+    high = np.minimum(edges[1][1:, None], edges[0][None, 1:])
+    share = np.maximum(high - low, 0) * after  # [after, before], rows sum to 1
+
+    def resized(a: np.ndarray) -> np.ndarray:
+        parts = a.reshape(*a.shape[:-1], -1, before, before)
+        return np.float32(np.einsum('...yx,iy,jx->...ij', parts, share, share)).reshape(
+            *a.shape[:-1], -1
+        )
+
+    return {name: resized(value) for name, value in tail.items()}
+
+
 def _draw(shapes: Any, generator: np.random.Generator) -> Params:
     drawn: Params = {}
     for name in sorted(shapes):

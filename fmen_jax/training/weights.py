@@ -12,21 +12,20 @@ from fmen_jax.config import Experiment, flat
 from fmen_jax.errors import InputError
 from fmen_jax.evaluation import protocols
 from fmen_jax.files import sha256, write_text
-from fmen_jax.models.initial import initial_variables
+from fmen_jax.models.initial import initial_variables, resized_tail
 from fmen_jax.models.layers import Params
 from fmen_jax.training.state import TrainState
 
 
 def first_variables(experiment: Experiment) -> Params:
-    """The variables before the first step: drawn, or a checkpoint's.
+    """The variables before the first step: drawn, or a checkpoint's, whose scale may be another.
 
     Raises:
       InputError: the checkpoint is of another network or graph.
     """
     e = experiment
-    variables = initial_variables(e.model, e.graph, seed=e.seed, start=e.start)
     if not e.init_from:
-        return variables
+        return initial_variables(e.model, e.graph, seed=e.seed, start=e.start)
     net = pretrained.load(e.init_from)
     net = net.fold() if e.graph == 'deploy' else net
     same = dataclasses.replace(e.model, scale=net.config.scale)
@@ -39,8 +38,8 @@ def first_variables(experiment: Experiment) -> Params:
     given = jax.tree.map(
         lambda a: np.asarray(a, np.float32 if a.dtype.kind == 'f' else a.dtype), net.variables
     )
-    if net.config.scale != e.model.scale:
-        given['params']['tail_0'] = variables['params']['tail_0']
+    params = given['params']
+    params['tail_0'] = resized_tail(params['tail_0'], net.config.scale, e.model.scale)
     return given
 
 

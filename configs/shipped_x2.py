@@ -1,0 +1,21 @@
+"""FMEN-S x2 as the package ships it: from x4's weights, half an hour on two CPU cores.
+
+fmen-jax train configs/shipped_x2.py --workdir runs/shipped_x2 \
+        --init-from runs/shipped_x4/train_weights.safetensors \
+        --data.train ../shared/data/train/photos ../shared/data/train/gb82 \
+        --data.validation ../shared/data/validation/Kodak24
+"""
+
+from fmen_jax.config import Experiment, LoopConfig
+from fmen_jax.data.pipeline import PipelineConfig
+from fmen_jax.models import zoo
+from fmen_jax.training.optim import OptimConfig
+from fmen_jax.training.step import StepConfig
+
+experiment = Experiment(
+    model=zoo.fmen('fmen_s', scale=2),
+    pipeline=PipelineConfig(patch=48, batch=16),
+    optim=OptimConfig(learning_rate=5e-4, schedule='cosine', warmup_steps=100, b2=0.99),
+    step=StepConfig(loss='l1', ema_decay=0.999),
+    loop=LoopConfig(steps=3_000, validate_every=500, checkpoint_every=200),
+)
