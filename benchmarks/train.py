@@ -15,6 +15,7 @@ from benchmarks.torch_fmen import TorchFMEN
 from benchmarks.turns import in_turn, ratio, rows
 from fmen_jax import porting
 from fmen_jax.compiler import jit
+from fmen_jax.data.pipeline import unshuffle
 from fmen_jax.models.fmen import FMENConfig
 from fmen_jax.models.initial import initial_variables
 from fmen_jax.training.optim import OptimConfig, make_optimizer
@@ -36,7 +37,10 @@ def _ours(
     """A step that returns its loss, and its temporary bytes; `plain` is jit without our options."""
     optimizer = make_optimizer(OptimConfig(learning_rate=_RATE, schedule='constant'), 1000)
     compile_ = jax.jit if plain else jit
-    step = compile_(make_train_step(config.build(graph), optimizer, StepConfig()), donate_argnums=0)
+    module = config.build(graph, shuffle=plain)  # as jit comes, it is of images
+    step = compile_(make_train_step(module, optimizer, StepConfig()), donate_argnums=0)
+    if not plain:
+        batch = {'lr': batch['lr'], 'hr': unshuffle(batch['hr'], config.scale)}
     states = [init_state(initial_variables(config, graph), optimizer, ema=False)]
     compiled: Any = step.lower(states[0], batch).compile()
 

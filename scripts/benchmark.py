@@ -11,7 +11,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-SECTIONS = ('train',)
+SECTIONS = ('train', 'infer', 'jobs')
 
 
 def machine() -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Batches of patches, as a pure function of (seed, step), and their prefetching by Grain.
 
-A batch is `lr` [n, p, p, 3] and `hr` [n, scale p, scale p, 3], uint8, in 0..255.
+A batch is `lr` [n, p, p, 3] and `hr` [n, scale p, scale p, 3], uint8, in 0..255; or, unshuffled,
+`hr` [n, p, p, 3 scale^2]: what a network gives before its pixel shuffle.
 """
 
 import dataclasses
@@ -50,6 +51,7 @@ class Batches:
         *,
         process: int = 0,
         processes: int = 1,
+        unshuffled: bool = False,
     ) -> None:
         """Checks sizes and counts.
 
@@ -79,6 +81,7 @@ class Batches:
             )
         self.scale = scales[0]
         self._config = config
+        self._unshuffled = unshuffled
         self._share = config.batch // processes
         self._first = process * self._share
         self._widths = [width - config.patch + 1 for _, width in sizes]
@@ -96,7 +99,7 @@ class Batches:
             self._sample(index * c.batch + k) for k in range(self._first, self._first + self._share)
         ]
         lr, hr = (np.stack(images) for images in zip(*samples, strict=True))
-        return {'lr': lr, 'hr': hr}
+        return {'lr': lr, 'hr': unshuffle(hr, self.scale) if self._unshuffled else hr}
 
     def _sample(self, number: int) -> tuple[np.ndarray, np.ndarray]:
         p, s = self._config.patch, self.scale
@@ -111,6 +114,13 @@ class Batches:
         lr, hr = lr[y : y + p, x : x + p], hr[y * s : (y + p) * s, x * s : (x + p) * s]
         turn = int(generator.integers(8)) if self._config.flips else 0
         return dihedral(lr, turn), dihedral(hr, turn)
+
+
+def unshuffle(images: np.ndarray, scale: int) -> np.ndarray:
+    """[N, s H, s W, C] -> [N, H, W, C s^2], in PyTorch's order: channel = c s^2 + dy s + dx."""
+    n, height, width, c = images.shape
+    y = images.reshape(n, height // scale, scale, width // scale, scale, c)
+    return y.transpose(0, 1, 3, 5, 2, 4).reshape(n, height // scale, width // scale, -1)
 
 
 def prefetched(

@@ -18,6 +18,7 @@ from fmen_jax.models.layers import (
     Graph,
     conv,
     leaky_relu,
+    pack,
     pad_border,
     pixel_shuffle,
 )
@@ -69,9 +70,18 @@ class FMENConfig:
         attention = sum(2 + 2 * erbs for erbs in self.up_blocks)
         return 4 + 2 * self.down_blocks + attention
 
-    def build(self, graph: Graph = 'deploy') -> 'FMEN':
-        """The network as a Flax module: `apply(variables, x) -> y`."""
-        return FMEN(self, graph)
+    def build(self, graph: Graph = 'deploy', *, packed: int = 1, shuffle: bool = True) -> 'FMEN':
+        """The network as a Flax module: `apply(variables, x) -> y`.
+
+        Args:
+          graph: how it runs.
+          packed: pixels of a row that are computed side by side, see `layers.pack`: 2 on TPUs.
+          shuffle: whether y is the image, or what the pixel shuffle makes it of,
+            [N, H, W, n_colors scale^2].
+        """
+        if packed > 1 and graph == 'expanded':
+            raise InputError('the expanded graph is not computed on packed pixels: use collapsed.')
+        return FMEN(self, graph, packed, shuffle)
 
 
 class RRRB(nn.Module):
@@ -131,8 +141,9 @@ class HFAB(nn.Module):
         x --+-- BN1 - 3x3 n->m - act - ERBs - act - BN2 - 3x3 m->n - BN3 - sigmoid --*-- y
             +------------------------------------------------------------------------+
 
-    Each BN before a conv puts its value for zero on the border. The attention map, [N, H, W, n] in
-    0..1, is sown as `attention` in the collection `intermediates`.
+    Each BN before a conv puts its value for zero on the border; here that value is taken from the
+    whole map instead, and what the conv makes of it added to its bias: the same, and SAME padding.
+    The attention map, [N, H, W, n] in 0..1, is sown as `attention` in `intermediates`.
     """
 
     features: int
@@ -144,21 +155,20 @@ class HFAB(nn.Module):
     def setup(self) -> None:
         n, m = self.features, self.mid_feats
         deploy = self.graph == 'deploy'
-        padding = 'SAME' if deploy else 'VALID'
         if not deploy:
             self.bn1, self.bn2, self.bn3 = BatchNorm(n), BatchNorm(m), BatchNorm(n)
-        self.squeeze = Conv(n, m, padding=padding)
+        self.squeeze = Conv(n, m)
         self.convs = [ERB(m, self.expand_ratio, self.graph) for _ in range(self.blocks)]
-        self.excitate = Conv(m, n, padding=padding)
+        self.excitate = Conv(m, n)
 
     def __call__(self, x: Array, *, train: bool) -> Array:
         folded = self.graph == 'deploy'
-        y = self.squeeze(x if folded else pad_border(*self.bn1(x, train=train)))
+        y = self.squeeze(x) if folded else self.squeeze(*self.bn1(x, train=train, centred=True))
         y = leaky_relu(y, SLOPE)
         for erb in self.convs:
             y = erb(y)
         y = leaky_relu(y, SLOPE)
-        y = self.excitate(y if folded else pad_border(*self.bn2(y, train=train)))
+        y = self.excitate(y) if folded else self.excitate(*self.bn2(y, train=train, centred=True))
         attention = jax.nn.sigmoid(y if folded else self.bn3(y, train=train)[0])
         self.sow('intermediates', 'attention', attention)
         return attention * x
@@ -173,6 +183,8 @@ class FMEN(nn.Module):
 
     config: FMENConfig
     graph: Graph
+    packed: int = 1
+    shuffle: bool = True
 
     def setup(self) -> None:
         c, n = self.config, self.config.n_feats
@@ -195,9 +207,11 @@ class FMEN(nn.Module):
         With `train` the batch norms of the train graph use and update the statistics of the batch:
         apply with `mutable=['batch_stats']`. The deploy graph has none and takes no notice.
         """
-        x = self.head(x)
+        n, height, width, _ = x.shape
+        x = self.head(pack(x, self.packed))
         h = self.warmup[1](self.warmup[0](x), train=train)
         for erb, hfab in zip(self.ERBs, self.HFABs, strict=True):
             h = hfab(erb(h), train=train)
         h = self.lr_conv(h) + x
-        return pixel_shuffle(self.tail[0](h), self.config.scale)
+        y = self.tail[0](h).reshape(n, height, width, -1)
+        return pixel_shuffle(y, self.config.scale) if self.shuffle else y

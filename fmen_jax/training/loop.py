@@ -72,7 +72,11 @@ def train(
     sources = [open_source(prepare(name, scale, broken=e.data.broken)) for name in e.data.train]
     mesh = parallel.make_mesh()
     batches = Batches(
-        sources, e.pipeline, process=jax.process_index(), processes=jax.process_count()
+        sources,
+        e.pipeline,
+        process=jax.process_index(),
+        processes=jax.process_count(),
+        unshuffled=True,
     )
     state = init_state(first_variables(e), optimizer, ema=e.step.ema_decay > 0)
     state = parallel.replicate(mesh, state)
@@ -83,9 +87,9 @@ def train(
         if checkpoints.latest is not None:
             state = checkpoints.load(state, checkpoints.latest)
         log = Log(workdir, int(state.step), report)
-        step_function = jit(
-            make_train_step(e.model.build(e.graph), optimizer, e.step), donate_argnums=0
-        )
+        # the loss is taken before the pixel shuffle, which costs more memory than all else
+        module = e.model.build(e.graph, packed=e.step.packed, shuffle=False)
+        step_function = jit(make_train_step(module, optimizer, e.step), donate_argnums=0)
 
         def step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
             return step_function(state, parallel.split_batch(mesh, batch, e.pipeline.batch))

@@ -18,7 +18,8 @@ from fmen_jax.models.layers import Params
 from fmen_jax.training.state import TrainState
 
 Batch = dict[str, Array]
-"""`lr` [N, H, W, C] and `hr` [N, scale H, scale W, C]."""
+"""`lr` [N, H, W, C] and `hr`, of the shape that the module gives: [N, scale H, scale W, C], or
+before the pixel shuffle [N, H, W, C scale^2], whose loss is the same sum in another order."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +36,8 @@ class StepConfig:
     """Of images and activations; parameters, statistics and the loss are as the variables are."""
     remat: bool = False
     """Compute activations again in the backward pass instead of keeping them."""
+    packed: int = 1
+    """Pixels of a row that are computed side by side: 2 fills the lanes of a TPU (docs/tpu.md)."""
 
 
 class Metrics(flax.struct.PyTreeNode):

@@ -1,0 +1,122 @@
+"""Whatever upscales x4, as functions of one picture [1, H, W, 3], float32 in 0..255, on the CPU."""
+
+import io
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+import torch
+
+from benchmarks.torch_fmen import TorchFMEN
+from fmen_jax.inference.engines import Xla, make_engine
+from fmen_jax.models import zoo
+from fmen_jax.models.fmen import FMENConfig
+from fmen_jax.models.initial import initial_variables
+from fmen_jax.pretrained import Network
+
+Contender = Callable[[np.ndarray], np.ndarray]
+
+
+def network() -> Network:
+    """FMEN-S x4, folded, of weights that any machine can draw."""
+    config = FMENConfig(scale=4)
+    variables = initial_variables(config, 'collapsed', start='bicubic')
+    return Network(config, 'collapsed', variables).fold()
+
+
+def rival(name: str) -> Network:
+    """A rival of the zoo, of random weights."""
+    config = zoo.config(name)
+    x = np.zeros((1, 24, 24, 3), np.float32)
+    shapes: Any = jax.eval_shape(config.build().init, jax.random.key(0), x)
+    generator = np.random.default_rng(0)
+    variables = jax.tree.map(
+        lambda a: generator.normal(0, 0.02, a.shape).astype(np.float32), dict(shapes)
+    )
+    return Network(config, 'deploy', variables)
+
+
+def plain_jit(net: Network) -> Contender:
+    """`jax.jit` as it comes: the module as it stands, no compiler options."""
+    function = jax.jit(net.module.apply)
+    return lambda x: np.asarray(function(net.variables, x))
+
+
+def torch_module(net: Network) -> TorchFMEN:
+    """The deploy graph in plain PyTorch, with the same weights."""
+    module = TorchFMEN(net.config, deploy=True).eval()  # pyright: ignore[reportArgumentType]
+    module.load_state_dict({k: torch.tensor(v) for k, v in net.state_dict('github').items()})
+    return module
+
+
+def of_torch(net: Network, *, channels_last: bool = False, compiled: bool = False) -> Contender:
+    """PyTorch: eager or compiled, in either layout."""
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    module = torch_module(net).to(memory_format=layout)  # pyright: ignore[reportCallIssue]
+    run: Any = torch.compile(module) if compiled else module
+
+    def call(x: np.ndarray) -> np.ndarray:
+        with torch.inference_mode():
+            given = torch.from_numpy(x).permute(0, 3, 1, 2).contiguous(memory_format=layout)
+            return run(given).permute(0, 2, 3, 1).contiguous().numpy()
+
+    return call
+
+
+def torch_export(net: Network) -> bytes:
+    """The ONNX file of a PyTorch user."""
+    file, x = io.BytesIO(), torch.zeros(1, 3, 64, 64)
+    with warnings.catch_warnings():  # the exporter without onnxscript is deprecated
+        warnings.simplefilter('ignore')
+        axes = {0: 'n', 2: 'h', 3: 'w'}
+        torch.onnx.export(
+            torch_module(net),
+            (x,),
+            file,
+            dynamo=False,
+            input_names=['x'],
+            output_names=['y'],
+            dynamic_axes={'x': axes, 'y': axes},
+        )
+    return file.getvalue()
+
+
+def of_openvino(model: bytes, precision: str = 'f32') -> Contender:
+    """OpenVINO as a user of it would run a file."""
+    import openvino
+
+    hints = {'INFERENCE_PRECISION_HINT': precision, 'PERFORMANCE_HINT': 'LATENCY'}
+    core = openvino.Core()
+    compiled = core.compile_model(core.read_model(model), 'CPU', hints)
+
+    def call(x: np.ndarray) -> np.ndarray:
+        results = compiled(np.ascontiguousarray(x.transpose(0, 3, 1, 2)))
+        return np.ascontiguousarray(results[0].transpose(0, 2, 3, 1))
+
+    return call
+
+
+def of_onnxruntime(model: bytes) -> Contender:
+    """The same with onnxruntime."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(model, providers=['CPUExecutionProvider'])
+
+    def call(x: np.ndarray) -> np.ndarray:
+        (y,) = session.run(None, {'x': np.ascontiguousarray(x.transpose(0, 3, 1, 2))})
+        return np.ascontiguousarray(np.asarray(y).transpose(0, 2, 3, 1))
+
+    return call
+
+
+def ours(net: Network, **settings: Any) -> Contender:
+    """One of our engines."""
+    engine = make_engine(net, **settings)
+    return lambda x: np.ascontiguousarray(engine(x))
+
+
+def xla(net: Network) -> Contender:
+    """Our default."""
+    return Xla(net, 'float32')

@@ -1,0 +1,90 @@
+"""One picture through FMEN-S x4 on the CPU, by size: ours, PyTorch, onnxruntime, OpenVINO, rivals.
+
+All contenders of one network compute the same picture in float32 (bfloat16 is named). PyTorch's
+export is what onnxruntime and OpenVINO are given where ours is not named.
+"""
+
+import functools
+from typing import Any
+
+import numpy as np
+
+from benchmarks import contenders
+from benchmarks.turns import in_turn, ratio, rows
+
+# LR rows and columns; the outputs have 64 to 2160 rows
+SIZES = ((16, 16), (64, 64), (180, 320), (270, 480), (540, 960))
+
+
+def measure(*, quick: bool) -> dict[str, Any]:
+    """Rows, and the ratios that matter."""
+    net = contenders.network()
+    exported = contenders.torch_export(net)
+    torches = {
+        'torch': contenders.of_torch(net),
+        'torch, channels_last': contenders.of_torch(net, channels_last=True),
+    }
+    if not quick:
+        torches['torch, compiled'] = contenders.of_torch(net, compiled=True)
+        torches['torch, channels_last, compiled'] = contenders.of_torch(
+            net, channels_last=True, compiled=True
+        )
+    peers = {
+        'onnxruntime': contenders.of_onnxruntime(exported),
+        'openvino': contenders.of_openvino(exported),
+    }
+    ours = {
+        'ours, xla': contenders.xla(net),
+        'ours, auto': contenders.ours(net, name='auto'),
+    }
+    tricks = {
+        'ours, xla, plain jit': contenders.plain_jit(net),
+        'ours, onnxruntime': contenders.ours(net, name='onnxruntime'),
+    }
+    same = ours | torches | peers | tricks
+    others = {
+        'ours, openvino, bfloat16': contenders.ours(net, name='openvino', dtype='bfloat16'),
+        'openvino, bfloat16': contenders.of_openvino(exported, 'bf16'),
+        'E-RFDN, xla': contenders.xla(contenders.rival('e_rfdn')),
+        'RLFN, xla': contenders.xla(contenders.rival('rlfn')),
+    }
+    found: list[dict[str, Any]] = []
+    summary: dict[str, Any] = {}
+    for height, width in SIZES[:1] if quick else SIZES:
+        x = _picture(height, width)
+        expected = same['torch'](x)
+        differences = {n: float(np.abs(call(x) - expected).max()) for n, call in same.items()}
+        calls = {n: functools.partial(call, x) for n, call in (same | others).items()}
+        rounds = 1 if quick else int(np.clip(200_000 / (height * width), 3, 15))
+        times = in_turn(calls, rounds)
+        for row in rows(times, height=height, width=width):
+            found.append(row | {'max_difference': differences.get(row['contender'])})
+        best_torch = _fastest(times, torches)
+        best_peer = _fastest(times, torches | peers)
+        summary[f'{height}x{width}'] = {
+            'best_torch': best_torch,
+            'best_peer': best_peer,
+            'xla_vs_best_torch': ratio(times, best_torch, 'ours, xla'),
+            'auto_vs_best_peer': ratio(times, best_peer, 'ours, auto'),
+            'xla_vs_plain_jit': ratio(times, 'ours, xla, plain jit', 'ours, xla'),
+        }
+    return {
+        'rows': found,
+        'summary': summary,
+        **{
+            key: min(s[key]['median'] for s in summary.values())  # at the worst size
+            for key in ('xla_vs_best_torch', 'auto_vs_best_peer')
+        },
+    }
+
+
+def _picture(height: int, width: int) -> np.ndarray:
+    import skimage.data
+
+    photo = skimage.data.astronaut()
+    tiled = np.tile(photo, (-(-height // 512), -(-width // 512), 1))
+    return tiled[None, :height, :width].astype(np.float32)
+
+
+def _fastest(times: dict[str, list[float]], among: dict[str, Any]) -> str:
+    return min(among, key=lambda name: float(np.median(times[name])))
