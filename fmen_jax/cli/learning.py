@@ -2,6 +2,7 @@
 
 import dataclasses
 import datetime
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -92,13 +93,17 @@ def train(args: Sequence[str]) -> int:
 
     parallel.join(given.cluster, given.processes, given.process)
     keep_compiled()
-    weights = loop.train(
-        given.experiment,
-        given.workdir,
-        upscaler=Upscaler,
-        profile=given.profile,
-        report=lambda r: print(_line(r), flush=True),
-    )
+    try:
+        weights = loop.train(
+            given.experiment,
+            given.workdir,
+            upscaler=Upscaler,
+            profile=given.profile,
+            report=lambda r: print(_line(r), flush=True),
+        )
+    except parallel.LostError as error:
+        print(f'error: {error}', file=sys.stderr, flush=True)
+        os._exit(1)  # leaving in order would wait for the other processes
     print(weights or f'stopped; the same command goes on from the checkpoint in {given.workdir}')
     return 0 if weights else 130
 

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fmen_jax import parallel
 from fmen_jax.compiler import jit
 from fmen_jax.errors import FMENError, InputError, require
 
@@ -62,7 +63,7 @@ def fastest(network: 'Network') -> Literal['xla', 'onnxruntime', 'openvino']:
 
 
 class Xla:
-    """JAX on any backend; compiled once for each shape."""
+    """JAX on any backend and all devices of this process; compiled once for each shape."""
 
     name = 'xla'
 
@@ -71,7 +72,8 @@ class Xla:
         variables = network.variables
         if dtype == 'bfloat16':
             variables = jax.tree.map(lambda a: jnp.asarray(a, jnp.bfloat16), variables)
-        self._variables = jax.device_put(variables)
+        self._devices = jax.local_devices()
+        self._variables = parallel.replicate(parallel.make_mesh(devices=self._devices), variables)
         module = network.module
 
         def function(variables: Any, x: jax.Array) -> jax.Array:
@@ -83,7 +85,8 @@ class Xla:
     def __call__(self, x: np.ndarray) -> np.ndarray:
         try:
             with jax.default_matmul_precision(self._network.precision):
-                return np.asarray(self._function(self._variables, x))
+                images = jax.device_put(x, parallel.spread(self._devices, x.shape))
+                return np.asarray(self._function(self._variables, images))
         except jax.errors.JaxRuntimeError as error:
             if 'RESOURCE_EXHAUSTED' not in str(error):
                 raise

@@ -61,6 +61,7 @@ def train(
     Raises:
       InputError: settings or data that cannot be, or another run's workdir.
       DivergedError: the loss was not finite; the last checkpoint is from before.
+      LostError: another process of the cluster is gone; this one should end, not wait for it.
     """
     e = experiment
     scale = e.model.scale
@@ -80,7 +81,7 @@ def train(
     )
     state = init_state(first_variables(e), optimizer, ema=e.step.ema_decay > 0)
     state = parallel.replicate(mesh, state)
-    checkpoints = Checkpoints(workdir / 'checkpoints', keep=e.loop.keep)
+    checkpoints: Checkpoints | None = Checkpoints(workdir / 'checkpoints', keep=e.loop.keep)
     log: Log | None = None
     tracing = _Tracing(workdir / 'profile', profile)
     try:
@@ -88,14 +89,15 @@ def train(
             state = checkpoints.load(state, checkpoints.latest)
         log = Log(workdir, int(state.step), report)
         # the loss is taken before the pixel shuffle, which costs more memory than all else
-        module = e.model.build(e.graph, packed=e.step.packed, shuffle=False)
-        step_function = jit(make_train_step(module, optimizer, e.step), donate_argnums=0)
+        settings = e.step.on(jax.default_backend(), e.graph, e.pipeline.patch)
+        module = e.model.build(e.graph, packed=settings.packed, shuffle=False)
+        step_function = jit(make_train_step(module, optimizer, settings, mesh), donate_argnums=0)
 
         def step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
             return step_function(state, parallel.split_batch(mesh, batch, e.pipeline.batch))
 
         run = _Run(e, step, log, checkpoints, validation)
-        with _signals() as stop:
+        with _signals() as stop, parallel.watched():
             state, finished = run.loop(state, batches, stop, tracing)
         if not finished:
             return None
@@ -106,8 +108,12 @@ def train(
             write_weights(e, workdir, chosen, checkpoints.psnr(int(chosen.step)))
         parallel.wait_for_all('weights')
         return workdir / 'weights.safetensors'
+    except parallel.LostError:
+        checkpoints = None  # closing waits for all processes
+        raise
     finally:
-        checkpoints.close()
+        if checkpoints:
+            checkpoints.close()
         tracing.close()
         if log:
             log.close()

@@ -13,8 +13,10 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax import Array, lax
+from jax.sharding import Mesh
 
-from fmen_jax.models.layers import Params
+from fmen_jax import parallel
+from fmen_jax.models.layers import Graph, Params
 from fmen_jax.training.state import TrainState
 
 Batch = dict[str, Array]
@@ -32,12 +34,28 @@ class StepConfig:
     """Of the moving average of the parameters; 0 keeps none."""
     accumulate: int = 1
     """Parts of a batch that run one after the other, to save memory; batch norm sees each apart."""
-    dtype: Literal['float32', 'bfloat16', 'float64'] = 'float32'
-    """Of images and activations; parameters, statistics and the loss are as the variables are."""
+    dtype: Literal['auto', 'float32', 'bfloat16', 'float64'] = 'auto'
+    """Of images and activations; parameters, statistics and the loss are as the variables are.
+    'auto' is bfloat16 on TPUs, whose products are of bfloat16 in any case, float32 elsewhere."""
     remat: bool = False
     """Compute activations again in the backward pass instead of keeping them."""
-    packed: int = 1
-    """Pixels of a row that are computed side by side: 2 fills the lanes of a TPU (docs/tpu.md)."""
+    packed: int = 0
+    """Pixels of a row that are computed side by side, with the same result: 2 fills the lanes of a
+    TPU (docs/tpu.md). 0 is 2 there, for even patches, and 1 elsewhere."""
+    statistics: Literal['global', 'device'] = 'global'
+    """Batch norms see the global batch, as on one device, or each device's part of it, which needs
+    one exchange between devices in a step instead of 31."""
+
+    def on(self, backend: str, graph: Graph = 'collapsed', patch: int = 2) -> 'StepConfig':
+        """These settings with what depends on the backend ('tpu', 'gpu', 'cpu') decided."""
+        tpu = backend == 'tpu'
+        dtype = 'bfloat16' if tpu else 'float32'
+        packed = 2 if tpu and graph != 'expanded' and patch % 2 == 0 else 1
+        return dataclasses.replace(
+            self,
+            dtype=dtype if self.dtype == 'auto' else self.dtype,
+            packed=self.packed or packed,
+        )
 
 
 class Metrics(flax.struct.PyTreeNode):
@@ -58,13 +76,17 @@ def loss_of(error: Array, name: str) -> Array:
 
 
 def make_train_step(
-    module: nn.Module, optimizer: optax.GradientTransformation, config: StepConfig
+    module: nn.Module,
+    optimizer: optax.GradientTransformation,
+    config: StepConfig,
+    mesh: Mesh | None = None,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """The step of a network, to be jitted with the state donated.
 
-    Under jit with a sharded batch the statistics of the batch norms are those of the global batch.
+    Under jit with a sharded batch the statistics of the batch norms are those of the global batch,
+    or with config.statistics 'device' those of each part, for which `mesh` says where they are.
     """
-    dtype = jnp.dtype(config.dtype)
+    dtype = jnp.dtype(config.on(jax.default_backend()).dtype)
 
     def forward(params: Params, batch_stats: Params, lr: Array) -> tuple[Array, Any]:
         variables = {'params': params, 'batch_stats': batch_stats}
@@ -96,6 +118,8 @@ def make_train_step(
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         run = gradient if config.accumulate == 1 else accumulated
+        if config.statistics == 'device' and mesh is not None:
+            run = parallel.on_each_device(run, mesh)
         (value, batch_stats), gradients = run(state.params, state.batch_stats, batch)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params: Any = optax.apply_updates(state.params, updates)

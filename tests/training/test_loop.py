@@ -52,6 +52,18 @@ def command(workdir: Path, photos: Path, *options: str) -> list[str]:
     return [*verb, '--data.train', str(photos), '--data.validation', str(photos), *options]
 
 
+def pair(one: list[str], environment: dict[str, str], **options: Any) -> list[subprocess.Popen]:
+    """Two processes that do what the command of one would do."""
+    with socket.socket() as free:
+        free.bind(('127.0.0.1', 0))
+        address = f'127.0.0.1:{free.getsockname()[1]}'
+    cluster = ('--cluster', address, '--processes', '2', '--process')
+    return [
+        subprocess.Popen([*one, *cluster, str(process)], env=environment, **options)
+        for process in range(2)
+    ]
+
+
 @pytest.fixture
 def environment(tmp_path: Path) -> dict[str, str]:
     return {**os.environ, 'FMEN_JAX_CACHE': str(tmp_path / 'cache')}
@@ -96,17 +108,35 @@ def test_two_processes_train_as_one(
 ) -> None:
     one, two = tmp_path / 'one', tmp_path / 'two'
     subprocess.run(command(one, photos), env=environment, check=True)
-    with socket.socket() as free:
-        free.bind(('127.0.0.1', 0))
-        address = f'127.0.0.1:{free.getsockname()[1]}'
-    cluster = ('--cluster', address, '--processes', '2', '--process')
-    running = [
-        subprocess.Popen(command(two, photos, *cluster, str(process)), env=environment)
-        for process in range(2)
-    ]
+    running = pair(command(two, photos), environment)
     assert [process.wait(timeout=200) for process in running] == [0, 0]
     assert losses(two) == pytest.approx(losses(one), rel=1e-4)
     assert (two / 'weights.safetensors').exists()
+
+
+@pytest.mark.slow
+def test_one_of_two_processes_killed_and_run_again_by_one(
+    photos: Path, tmp_path: Path, environment: dict[str, str]
+) -> None:
+    whole, killed = tmp_path / 'whole', tmp_path / 'killed'
+    steps = ('--loop.steps', '60')
+    subprocess.run(command(whole, photos, *steps), env=environment, check=True)
+    running = pair(command(killed, photos, *steps), environment, stderr=subprocess.PIPE)
+    deadline = time.time() + 120
+    while all(p.poll() is None for p in running) and time.time() < deadline:
+        if (killed / 'checkpoints/10').exists():
+            break
+        time.sleep(0.01)
+    running[1].kill()
+    assert running[1].wait() == -signal.SIGKILL, 'it ended before it was killed'
+    _, messages = running[0].communicate(timeout=60)  # heartbeats are missed for 30 s at most
+    assert running[0].returncode not in (0, None)
+    assert b'another task died' in messages or b'ended or cannot be reached' in messages
+    assert max(losses(killed), default=0) < 60
+    running[1].communicate()
+    subprocess.run(command(killed, photos, *steps), env=environment, check=True)
+    assert losses(killed) == pytest.approx(losses(whole), rel=1e-4)
+    assert (killed / 'weights.safetensors').exists()
 
 
 @pytest.mark.slow
