@@ -6,6 +6,7 @@ from typing import Any
 
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 os.environ.setdefault('TPU_SKIP_MDS_QUERY', '1')  # else libtpu looks for a TPU VM's metadata
+os.environ.setdefault('ALLOW_MULTIPLE_LIBTPU_LOAD', '1')  # it holds no device that could be shared
 
 import jax
 import jax.numpy as jnp

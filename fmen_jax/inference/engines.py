@@ -11,6 +11,8 @@ import numpy as np
 from fmen_jax import parallel
 from fmen_jax.compiler import jit
 from fmen_jax.errors import FMENError, InputError, require
+from fmen_jax.models.fmen import FMENConfig
+from fmen_jax.models.layers import pixel_shuffle
 
 if TYPE_CHECKING:
     from fmen_jax.pretrained import Network
@@ -67,16 +69,26 @@ class Xla:
 
     name = 'xla'
 
-    def __init__(self, network: 'Network', dtype: Dtype) -> None:
+    def __init__(self, network: 'Network', dtype: Dtype, *, for_tpu: bool | None = None) -> None:
+        """Puts the weights on the devices.
+
+        `for_tpu`, which the backend decides: two pixels side by side in its lanes, and the pixel
+        shuffle left to the host, because its small dimensions are padded to 128 lanes there.
+        """
         self._network = network
         variables = network.variables
+        for_tpu = jax.default_backend() == 'tpu' if for_tpu is None else for_tpu
+        self._for_tpu = for_tpu and isinstance(network.config, FMENConfig)
         if dtype == 'bfloat16':
             variables = jax.tree.map(lambda a: jnp.asarray(a, jnp.bfloat16), variables)
         self._devices = jax.local_devices()
         self._variables = parallel.replicate(parallel.make_mesh(devices=self._devices), variables)
-        module = network.module
 
         def function(variables: Any, x: jax.Array) -> jax.Array:
+            module = network.module
+            if self._for_tpu and isinstance(network.config, FMENConfig):
+                packed = 2 if x.shape[2] % 2 == 0 else 1
+                module = network.config.build('deploy', packed=packed, shuffle=False)
             y: Any = module.apply(variables, x.astype(dtype))
             return y.astype(jnp.float32)
 
@@ -86,7 +98,8 @@ class Xla:
         try:
             with jax.default_matmul_precision(self._network.precision):
                 images = jax.device_put(x, parallel.spread(self._devices, x.shape))
-                return np.asarray(self._function(self._variables, images))
+                y = np.asarray(self._function(self._variables, images))
+                return pixel_shuffle(y, self._network.config.scale) if self._for_tpu else y
         except jax.errors.JaxRuntimeError as error:
             if 'RESOURCE_EXHAUSTED' not in str(error):
                 raise

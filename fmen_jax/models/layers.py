@@ -191,10 +191,11 @@ def pad_border(x: Array, border: Array) -> Array:
     return jnp.where(inside, padded, border.reshape(1, 1, 1, -1))
 
 
-def pixel_shuffle(x: Array, scale: int) -> Array:
+def pixel_shuffle(x: Any, scale: int) -> Any:
     """[N, H, W, C s^2] -> [N, H s, W s, C] in PyTorch's order: channel = c s^2 + dy s + dx.
 
     Most of the JAX world has (dy s + dx) C + c instead. Source: Shi et al., CVPR 2016, eq. 4.
+    A numpy array stays one.
     """
     n, h, w, channels = x.shape
     c = channels // scale**2

@@ -12,6 +12,7 @@ from fmen_jax.data.pipeline import Batches, PipelineConfig, prefetched
 from fmen_jax.data.sources import Source, open_source, prepare
 from fmen_jax.data.symmetries import dihedral
 from fmen_jax.errors import InputError
+from fmen_jax.models.layers import pixel_shuffle
 from tests.data.test_pairs import PHOTO, lay_out, save
 
 CONFIG = PipelineConfig(patch=8, batch=12, seed=3)
@@ -34,6 +35,13 @@ def test_shapes_and_alignment(tmp_path: Path, cache: Path) -> None:
         assert batch['hr'].shape == (12, 16, 16, 3)
         assert batch['lr'].dtype == batch['hr'].dtype == np.uint8
         np.testing.assert_array_equal(batch['hr'], batch['lr'].repeat(2, 1).repeat(2, 2))
+
+
+def test_unshuffled_is_what_the_pixel_shuffle_undoes(source: Source) -> None:
+    plain, unshuffled = (Batches([source], CONFIG, unshuffled=u)[3] for u in (False, True))
+    assert unshuffled['hr'].shape == (12, 8, 8, 12)
+    np.testing.assert_array_equal(pixel_shuffle(unshuffled['hr'], 2), plain['hr'])
+    np.testing.assert_array_equal(unshuffled['lr'], plain['lr'])
 
 
 def test_a_patch_is_cut_out_of_its_picture(source: Source) -> None:

@@ -213,6 +213,15 @@ def test_self_ensemble_is_the_mean_of_eight_and_symmetric() -> None:
     np.testing.assert_array_equal(tiled(floats(61, 90)), ensemble(floats(61, 90)))
 
 
+@pytest.mark.parametrize('size', [(17, 24), (16, 23)])
+def test_the_form_for_tpus_gives_the_same_picture(size: tuple[int, int]) -> None:
+    net, x = network(3), floats(*size)[None] * 255
+    expected = engines.Xla(net, 'float32', for_tpu=False)(x)
+    found = engines.Xla(net, 'float32', for_tpu=True)(x)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-3 * np.abs(expected).max())
+    assert found.shape == expected.shape
+
+
 def test_networks_that_see_the_whole_image_say_so() -> None:
     config = dataclasses.replace(FMENConfig(), scale=2)
     assert Upscaler(Network(config, 'deploy', initial_variables(config, 'deploy'))).exact

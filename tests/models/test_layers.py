@@ -1,12 +1,23 @@
 """The layers against PyTorch's own."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from fmen_jax.errors import InputError
 from fmen_jax.models.fmen import FMENConfig
-from fmen_jax.models.layers import BatchNorm, Conv, conv, leaky_relu, pad_border, pixel_shuffle
+from fmen_jax.models.layers import (
+    BatchNorm,
+    Conv,
+    conv,
+    leaky_relu,
+    pack,
+    pad_border,
+    pixel_shuffle,
+)
 from tests.conftest import assert_close
 
 torch = pytest.importorskip('torch')
@@ -109,3 +120,37 @@ def test_initial_batch_norms() -> None:
     assert_close([norm['scale'], norm['bias']], [np.ones(6), np.zeros(6)], 0)
     assert_close([stats['mean'], stats['var']], [np.zeros(6), np.ones(6)], 0)
     assert stats['num_batches_tracked'] == 0
+
+
+@pytest.mark.parametrize('pixels', [2, 4])
+def test_packed_pixels_give_the_same_convolution(pixels: int) -> None:
+    generator = np.random.default_rng(0)
+    x = generator.normal(size=(2, 5, 8, 3)).astype(np.float32)
+    params = {
+        'kernel': generator.normal(size=(3, 3, 3, 7)).astype(np.float32),
+        'bias': generator.normal(size=7).astype(np.float32),
+    }
+    packed = conv(pack(jnp.asarray(x), pixels), params)
+    assert packed.shape == (2, 5, 8 // pixels, 7 * pixels)
+    np.testing.assert_allclose(
+        packed.reshape(2, 5, 8, 7), conv(jnp.asarray(x), params), rtol=0, atol=1e-5
+    )
+    with pytest.raises(InputError, match='a width of 7 cannot be packed'):
+        pack(jnp.ones((1, 1, 7, 3)), pixels)
+
+
+@pytest.mark.parametrize('train', [False, True])
+def test_batch_norm_of_packed_pixels_and_centred(train: bool) -> None:
+    x = np.random.default_rng(0).normal(3, 2, (2, 4, 6, 5)).astype(np.float32)
+    module = BatchNorm(5)
+    variables = module.init(jax.random.key(0), jnp.asarray(x), train=False)
+    variables['params']['bias'] += 0.5
+    run = functools.partial(module.apply, variables, train=train, mutable=['batch_stats'])
+    (y, border), stats = run(jnp.asarray(x))
+    (packed, _), others = run(pack(jnp.asarray(x), 2))
+    np.testing.assert_allclose(packed.reshape(x.shape), y, rtol=0, atol=1e-5)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5), stats, others)
+    (centred, same), _ = run(jnp.asarray(x), centred=True)
+    np.testing.assert_allclose(np.asarray(centred) + np.asarray(border), y, rtol=0, atol=1e-5)
+    np.testing.assert_array_equal(same, border)
+    assert np.abs(border).min() > 0.1

@@ -49,6 +49,62 @@ print(json.dumps([jax.device_count(), losses]))
 """
 
 
+# Rows of an image over four devices; statistics of each device's part.
+PARTS = """
+import dataclasses, sys
+import jax, numpy as np
+import skimage.data
+from fmen_jax import parallel, porting
+from fmen_jax.inference.engines import Xla
+from fmen_jax.pretrained import Network
+from fmen_jax.training.optim import OptimConfig, make_optimizer
+from fmen_jax.training.state import init_state
+from fmen_jax.training.step import StepConfig, make_train_step
+golden = np.load(sys.argv[1])
+ported = porting.to_variables({k[6:]: golden[k] for k in golden.files if k.startswith('train/')})
+net = Network(ported.config, 'collapsed', ported.variables).fold()
+many = Xla(net, 'float32')
+assert len(many._devices) == 4
+photo = skimage.data.astronaut().astype(np.float32)
+alone = jax.jit(net.module.apply)
+# one image: rows; four: images; 63 rows: neither
+for x in (photo[None, :64, :50], photo[:160, :50].reshape(4, 40, 50, 3), photo[None, :63, :50]):
+    sharding = parallel.spread(jax.devices(), x.shape)
+    assert sharding.is_fully_replicated == (x.shape[1] == 63)
+    expected = np.asarray(alone(net.variables, x))
+    assert np.abs(many(x) - expected).max() < 1e-3, np.abs(many(x) - expected).max()
+
+mesh = parallel.make_mesh()
+optimizer = make_optimizer(OptimConfig(), 10)
+module = ported.config.build('collapsed')
+cast = lambda a: a.astype(np.float32) if a.dtype.kind == 'f' else a
+variables = jax.tree.map(cast, ported.variables)
+state = init_state(variables, optimizer, ema=False)
+lr = photo[:128, :8].astype(np.uint8).reshape(16, 8, 8, 3)
+batch = {'lr': lr, 'hr': lr.repeat(2, 1).repeat(2, 2)}
+settings = StepConfig(statistics='device')
+run = jax.jit(make_train_step(module, optimizer, settings, mesh))
+after, metrics = run(parallel.replicate(mesh, state), parallel.split_batch(mesh, batch, 16))
+single = jax.jit(make_train_step(module, optimizer, StepConfig()))
+parts = [single(state, {k: v[i : i + 4] for k, v in batch.items()}) for i in range(0, 16, 4)]
+mean = np.mean([float(m.loss) for _, m in parts])
+assert abs(float(metrics.loss) / mean - 1) < 1e-5
+means = jax.tree.map(lambda *a: np.mean(a, 0), *[s.batch_stats for s, _ in parts])
+jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4), after.batch_stats, means)
+whole, parts = (jax.tree.leaves(s.batch_stats) for s in (single(state, batch)[0], after))
+same = [np.allclose(a, b, rtol=1e-3) for a, b in zip(whole, parts)]
+assert not all(same), 'variances of parts are less than that of the whole'
+"""
+
+
+@pytest.mark.slow
+def test_rows_over_devices_and_statistics_of_each() -> None:
+    flags = '--xla_force_host_platform_device_count=4'
+    environment = {**os.environ, 'XLA_FLAGS': flags, 'PYTHONPATH': str(ROOT)}
+    golden = str(ROOT / 'tests/golden/tiny_x2.npz')
+    subprocess.run([sys.executable, '-c', PARTS, golden], env=environment, check=True)
+
+
 def losses(dtype: str, devices: int, processes: int = 1) -> list[float]:
     """Of so many processes with so many devices each."""
     environment = {

@@ -9,6 +9,7 @@ import optax
 import pytest
 
 from fmen_jax import porting
+from fmen_jax.data.pipeline import unshuffle
 from fmen_jax.models.layers import Graph
 from fmen_jax.models.reparam import fold
 from fmen_jax.training.optim import OptimConfig, make_optimizer
@@ -22,16 +23,23 @@ ADAM = OptimConfig(learning_rate=1e-3, schedule='constant')
 
 
 def train(
-    tiny: Golden, variables: Any, graph: Graph, step: StepConfig, optim: OptimConfig = ADAM
+    tiny: Golden,
+    variables: Any,
+    graph: Graph,
+    step: StepConfig,
+    optim: OptimConfig = ADAM,
+    **form: Any,
 ) -> tuple[TrainState, list[float]]:
     """All steps of a golden file."""
     config, _ = train_variables(tiny)
     optimizer = make_optimizer(optim, steps=10)
-    run = jax.jit(make_train_step(config.build(graph), optimizer, step), donate_argnums=0)
+    module = config.build(graph, **form)
+    run = jax.jit(make_train_step(module, optimizer, step), donate_argnums=0)
     state = init_state(variables, optimizer, ema=step.ema_decay > 0)
     losses = []
     for x, y in zip(tiny.image('steps/x'), tiny.image('steps/y'), strict=True):
-        state, metrics = run(state, {'lr': jnp.asarray(x), 'hr': jnp.asarray(y)})
+        hr = y if module.shuffle else unshuffle(y, config.scale)
+        state, metrics = run(state, {'lr': jnp.asarray(x), 'hr': jnp.asarray(hr)})
         losses.append(float(metrics.loss))
     assert state.step == len(losses)
     return state, losses
@@ -39,15 +47,22 @@ def train(
 
 @pytest.mark.parity
 @pytest.mark.usefixtures('x64')
-@pytest.mark.parametrize('graph', ['expanded', 'collapsed'])
-def test_golden_trajectory(tiny: Golden, graph: Graph) -> None:
+@pytest.mark.parametrize(
+    ('graph', 'form'),
+    [
+        ('expanded', {}),
+        ('collapsed', {}),
+        ('collapsed', {'packed': 2, 'shuffle': False}),  # as on TPUs
+    ],
+)
+def test_golden_trajectory(tiny: Golden, graph: Graph, form: dict[str, Any]) -> None:
     config, variables = train_variables(tiny)
     expected = tiny.below('steps/final/')
     # see tests/models/test_fmen.py: Adam amplifies noise in these, and nothing depends on them
     kept = [k for k in expected if not k.endswith(('excitate.bias', 'bn2.bias'))]
 
     def run(variables: Any) -> tuple[list[np.ndarray], list[float]]:
-        state, losses = train(tiny, variables, graph, StepConfig(dtype='float64'))
+        state, losses = train(tiny, variables, graph, StepConfig(dtype='float64'), **form)
         final = porting.to_state_dict(state.variables, config, graph)
         return [final[k] for k in kept], losses
 
@@ -138,3 +153,12 @@ def test_gradients_are_clipped(tiny: Golden) -> None:
     assert metrics.gradient_norm > 0.5
     moved = jax.tree.map(jnp.subtract, state.params, new.params)
     assert_close(optax.tree.norm(moved), 0.5, 1e-4)
+
+
+def test_what_the_backend_decides() -> None:
+    assert StepConfig().on('cpu') == StepConfig(dtype='float32', packed=1)
+    assert StepConfig().on('tpu', patch=48) == StepConfig(dtype='bfloat16', packed=2)
+    assert StepConfig().on('tpu', patch=47).packed == 1
+    assert StepConfig().on('tpu', 'expanded').packed == 1
+    said = StepConfig(dtype='float64', packed=4)
+    assert said.on('tpu', patch=8) == said
