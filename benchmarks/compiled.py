@@ -10,6 +10,7 @@ _BYTES = {'bf16': 2, 'f16': 2, 'f32': 4, 's32': 4, 'u32': 4, 'f64': 8, 'u8': 1, 
 _KINDS = ('all-reduce', 'all-gather', 'reduce-scatter', 'all-to-all', 'collective-permute')
 # result shapes, then the name of the operation; asynchronous ones are counted where they start
 _COLLECTIVE = re.compile(rf'= (\(?[^=]*?\)?) ({"|".join(_KINDS)})(-start)?\(')
+_COMMENT = re.compile(r'/\*.*?\*/')
 _SHAPE = re.compile(r'(\w+)\[([\d,]*)\]')
 
 
@@ -36,7 +37,7 @@ CHIPS = {
 def collectives(program: str) -> dict[str, dict[str, int]]:
     """How many of each kind a program's text has, and the bytes of their results together."""
     found: dict[str, dict[str, int]] = {}
-    for shapes, kind, started in _COLLECTIVE.findall(program):
+    for shapes, kind, started in _COLLECTIVE.findall(_COMMENT.sub('', program)):
         sizes = [
             _BYTES.get(dtype, 4) * int(np.prod([int(d) for d in dims.split(',') if d]))
             for dtype, dims in _SHAPE.findall(shapes)

@@ -57,13 +57,13 @@ def _job(upscaler: Upscaler, folder: Path, out: Path) -> Callable[[], None]:
 def _large(folder: Path, width: int, height: int) -> dict[str, Any]:
     """A TIFF x2 through the command line, with a network small enough to finish."""
     config = FMENConfig(scale=2, n_feats=4, mid_feats=5, down_blocks=0, up_blocks=(0,))
-    weights, picture = folder / 'small.safetensors', folder / 'large.tif'
+    weights, picture = folder / 'small.safetensors', folder / f'{height}.tif'
     Network(config, 'deploy', initial_variables(config, 'deploy')).save(weights)
     photo = pyvips.Image.new_from_array(skimage.data.astronaut())
     photo.replicate(-(-width // 512), -(-height // 512)).crop(0, 0, width, height).tiffsave(
         str(picture), bigtiff=True
     )
-    out = folder / 'out.tif'
+    out = folder / f'{height}_x2.tif'
     command = [sys.executable, '-m', 'fmen_jax', 'upscale', str(picture), '-o', str(out)]
     # tiles of a fixed size, since auto takes what memory there is
     command += ['-w', str(weights), '--engine', 'xla', '--tile', '1024']

@@ -54,8 +54,8 @@ class Experiment:
     """'collapsed' (the default), 'expanded' (the reference), or 'deploy' (fine-tunes folded
     weights)."""
     init_from: str = ''
-    """A checkpoint or the name of published weights to start from, of another scale too (all but
-    the tail); empty: as `start` says."""
+    """A checkpoint or the name of weights to start from, of another scale too, whose tail then gives
+    means of areas; empty: as `start` says."""
     start: Start = 'pytorch'
     """Initial weights: 'pytorch', its default distribution, or 'bicubic', where head and tail make
     the bicubic upscale (`models.initial`)."""

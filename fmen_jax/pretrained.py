@@ -1,6 +1,7 @@
 """A network with its weights: `load` a checkpoint, call it, fold it, save it."""
 
 import dataclasses
+import json
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,9 @@ from fmen_jax.files import sha256
 from fmen_jax.models import zoo
 from fmen_jax.models.layers import Graph, Params
 from fmen_jax.models.reparam import fold
+
+SHIPPED = Path(__file__).parent / 'weights'
+"""Weights of our own, NAME.safetensors, each with a card of how they came about, NAME.json."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -138,8 +142,8 @@ def load(weights: str | Path, *, precision: str = 'highest') -> Network:
     """The network of a checkpoint; configuration and scale are found in its keys and shapes.
 
     Args:
-      weights: a .pt, .pth or .safetensors file, or the name of published weights
-        (`download.PUBLISHED`), which are downloaded at their first use.
+      weights: the name of weights in the package (`shipped`), a .pt, .pth or .safetensors file, or
+        the name of published weights (`download.PUBLISHED`), downloaded at their first use.
       precision: of products on accelerators, see `Network`.
 
     Raises:
@@ -187,14 +191,27 @@ def describe(weights: str | Path) -> str:
     return '\n'.join(f'{name:<14} {value}' for name, value in lines.items())
 
 
+def shipped() -> list[str]:
+    """Names of the weights in the package."""
+    return sorted(path.stem for path in SHIPPED.glob('*.safetensors'))
+
+
+def card(name: str) -> dict[str, Any]:
+    """How weights in the package came about: data, settings, commit, scores, hash, licence."""
+    return json.loads((SHIPPED / f'{name}.json').read_text(encoding='utf-8'))
+
+
 def find(weights: str | Path) -> Path:
-    """The file of a path or of the name of published weights."""
+    """The file of a path, of the name of weights in the package, or of published ones."""
     path = Path(weights)
     if path.is_file() or path.suffix or len(path.parts) != 1:
         return path
+    if path.name in shipped():
+        return SHIPPED / f'{path.name}.safetensors'
     if path.name not in PUBLISHED:
         raise InputError(
-            f'{weights} is neither a file nor a name of published weights; those are '
-            f'{", ".join(PUBLISHED)}, and a file ends in {", ".join(porting.ENDINGS)}.'
+            f'{weights} is neither a file nor a name of weights; those are '
+            f'{", ".join([*shipped(), *PUBLISHED])}, and a file ends in '
+            f'{", ".join(porting.ENDINGS)}.'
         )
     return download(path.name)

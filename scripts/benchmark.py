@@ -11,7 +11,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-SECTIONS = ('train', 'infer', 'jobs')
+SECTIONS = ('train', 'infer', 'jobs', 'startup')
 
 
 def machine() -> dict[str, Any]:

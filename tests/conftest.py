@@ -6,6 +6,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+# before JAX is imported: libtpu, installed to compile for TPUs, would look for one
+os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+
 import jax
 import numpy as np
 import pytest

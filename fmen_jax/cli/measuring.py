@@ -13,8 +13,8 @@ from fmen_jax.errors import InputError, require
 
 
 def evaluate(
-    weights: Annotated[list[str], arg(aliases=['-w'])],
     data: Annotated[list[Path], arg(aliases=['-d'])],
+    weights: Annotated[list[str], arg(aliases=['-w'])] = ['fmen_s_x4'],  # noqa: B006
     protocol: Annotated[str, arg(aliases=['-p'])] = 'y',
     json: Path | None = None,
     csv: Path | None = None,
@@ -24,7 +24,8 @@ def evaluate(
     """Measure PSNR and SSIM of checkpoints on benchmark folders.
 
     Args:
-      weights: Checkpoints, or names of published weights; each is measured at its own scale.
+      weights: Checkpoints, or names of weights, by default the package's for x4; each is measured
+        at its own scale.
       data: Benchmark folders: HR/ beside LR_bicubic/X4/, image_SRF_4/, GTmod12/ beside LRbicx4/, or
         HR pictures alone, whose LR is then made by MATLAB's imresize.
       protocol: y (BT.601 luma, crop = scale; most papers), edsr-div2k (RGB, crop scale + 6) or

@@ -15,8 +15,8 @@ from fmen_jax.files import sha256
 def upscale(
     pictures: Positional[list[str]],
     *,
-    output: Annotated[Path, arg(aliases=['-o'])],
-    weights: Annotated[str, arg(aliases=['-w', '-n', '--model-name'])],
+    output: Annotated[Path | None, arg(aliases=['-o'])] = None,
+    weights: Annotated[str | None, arg(aliases=['-w', '-n', '--model-name'])] = None,
     input: Annotated[list[str], arg(aliases=['-i'])] = [],  # noqa: A002, B006 - as others name it
     scale: Annotated[int | None, arg(aliases=['-s'])] = None,
     tile: Annotated[Literal['auto'] | int, arg(aliases=['-t'])] = 'auto',
@@ -42,11 +42,13 @@ def upscale(
     Args:
       pictures: Pictures, folders (with those inside), patterns such as 'photos/*.png', or - for a
         list of names on standard input.
-      output: A file if it ends like a picture, else a folder.
-      weights: A checkpoint (.pt, .pth, .safetensors), or the name of published weights, which are
-        downloaded at their first use: see `fmen-jax download --help`.
+      output: A file if it ends like a picture, else a folder; without it pictures go beside their
+        originals, with the suffix.
+      weights: By default those of the package for the scale. Else a checkpoint (.pt, .pth,
+        .safetensors), or the name of published weights, which are downloaded at their first use:
+        see `fmen-jax download --help`.
       input: The same as naming pictures without an option.
-      scale: The factor, to be sure that the weights have it.
+      scale: The factor: 2, 3 or 4 with the weights of the package, 4 if nothing is said.
       tile: Height and width of a tile in LR pixels, 0 for none, auto by the memory at hand.
       tile_pad: Halo of a tile; by default as large as it must be for exact results.
       suffix: Put behind the names of outputs in a folder.
@@ -74,6 +76,7 @@ def upscale(
     from fmen_jax.inference.writing import SaveOptions
 
     keep_compiled()
+    weights = weights or f'fmen_s_x{scale or 4}'
     network = pretrained.load(weights)
     if scale not in (None, network.config.scale):
         raise InputError(f'{weights} is x{network.config.scale}, but x{scale} is asked for.')

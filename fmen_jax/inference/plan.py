@@ -55,7 +55,7 @@ class Shard:
 
 def plan(
     inputs: Sequence[str | Path],
-    output: Path,
+    output: Path | None,
     *,
     scale: int,
     naming: Naming = Naming(),
@@ -66,7 +66,7 @@ def plan(
     Args:
       inputs: pictures, folders, whose pictures are taken with those of folders inside, the tree
         kept, and patterns such as 'photos/*.png' or 'photos/**/*.png'.
-      output: a file if it ends like a picture, else a folder.
+      output: a file if it ends like a picture, else a folder; None: beside each picture.
       scale: the factor for the names.
       naming: how outputs in a folder are called.
       shard: which share of the pictures.
@@ -80,7 +80,11 @@ def plan(
     sources = list(reversed(once.values()))
     if not sources:
         raise InputError('no pictures given: name files or folders.')
-    if output.suffix.lower() in images.ENDINGS and not output.is_dir():
+    if output is None:
+        if folder := next((path for path in inputs if not Path(path).is_file()), None):
+            raise InputError(f'{folder} is not one picture: say by output where its pictures go.')
+        targets = [source.with_name(naming.name(source, scale)) for source, _ in sources]
+    elif output.suffix.lower() in images.ENDINGS and not output.is_dir():
         if len(sources) != 1:
             raise InputError(
                 f'{output} is one file, but there are {len(sources)} pictures: name a folder.'
@@ -96,8 +100,8 @@ def plan(
             output / source.parent.relative_to(home) / naming.name(source, scale)
             for source, home in sources
         ]
-        for target in targets:
-            images.check_ending(target)
+    for target in targets:
+        images.check_ending(target)
     items = [Item(source, target) for (source, _), target in zip(sources, targets, strict=True)]
     _check(items)
     return items[shard.index :: shard.count]
