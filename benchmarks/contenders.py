@@ -55,7 +55,7 @@ def of_torch(net: Network, *, channels_last: bool = False, compiled: bool = Fals
     """PyTorch: eager or compiled, in either layout."""
     layout = torch.channels_last if channels_last else torch.contiguous_format
     module = torch_module(net).to(memory_format=layout)  # pyright: ignore[reportCallIssue]
-    run: Any = torch.compile(module) if compiled else module
+    run: Any = torch.compile(module, dynamic=False) if compiled else module
 
     def call(x: np.ndarray) -> np.ndarray:
         with torch.inference_mode():

@@ -54,7 +54,7 @@ class Experiment:
     """'collapsed' (the default), 'expanded' (the reference), or 'deploy' (fine-tunes folded
     weights)."""
     init_from: str = ''
-    """A checkpoint or the name of weights to start from, of another scale too, whose tail then gives
+    """A checkpoint or the name of weights to start from, of another scale too: its tail then gives
     means of areas; empty: as `start` says."""
     start: Start = 'pytorch'
     """Initial weights: 'pytorch', its default distribution, or 'bicubic', where head and tail make

@@ -27,6 +27,18 @@ def machine() -> dict[str, Any]:
     }
 
 
+def table(rows: list[dict[str, Any]]) -> str:
+    """Rows as Markdown."""
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+
+    def cell(value: Any) -> str:
+        return f'{value:.4g}' if isinstance(value, float) else '' if value is None else str(value)
+
+    lines = [columns, ['---'] * len(columns)]
+    lines += [[cell(row.get(column)) for column in columns] for row in rows]
+    return '\n'.join(f'| {" | ".join(line)} |' for line in lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('sections', nargs='*', help=f'of {", ".join(SECTIONS)}; all if none')
@@ -39,13 +51,7 @@ def main() -> None:
     results: dict[str, Any] = {'machine': machine(), 'quick': args.quick}
     for name in chosen:
         results[name] = importlib.import_module(f'benchmarks.{name}').measure(quick=args.quick)
-        print(f'## {name}\n')
-        for row in results[name]['rows']:
-            print(
-                '  '.join(
-                    f'{k} {v:.4g}' if isinstance(v, float) else f'{k} {v}' for k, v in row.items()
-                )
-            )
+        print(f'## {name}\n\n{table(results[name]["rows"])}\n')
         print(json.dumps(results[name].get('summary'), indent=1), flush=True)
         args.json.write_text(json.dumps(results, indent=1) + '\n')
 

@@ -24,6 +24,29 @@ def test_all_contenders_of_the_train_step_have_the_same_loss(tmp_path: Path) -> 
     assert found['speedup_vs_best_torch'] > 0
 
 
+@pytest.mark.slow
+def test_all_contenders_of_inference_compute_the_same_picture(tmp_path: Path) -> None:
+    path = tmp_path / 'out.json'
+    verb = [sys.executable, 'scripts/benchmark.py', 'infer', '--quick', '--json', str(path)]
+    subprocess.run(verb, cwd=ROOT, check=True)
+    found = json.loads(path.read_text())['infer']
+    same = [r['max_difference'] for r in found['rows'] if r['max_difference'] is not None]
+    assert len(same) == 8
+    assert max(same) < 0.01  # of 255, float32 in other orders
+    assert found['auto_vs_best_peer'] > 0
+
+
+@pytest.mark.slow
+def test_jobs_and_startup_run(tmp_path: Path) -> None:
+    """What they compute is compared elsewhere; they fail if a command does."""
+    path = tmp_path / 'out.json'
+    sections = ('jobs', 'startup', '--quick', '--json', str(path))
+    subprocess.run([sys.executable, 'scripts/benchmark.py', *sections], cwd=ROOT, check=True)
+    found = json.loads(path.read_text())
+    assert found['jobs']['summary']['large_peak_bytes'] > 2**20
+    assert found['startup']['rows'][0]['seconds'] > 0
+
+
 def test_ratios_are_of_rounds() -> None:
     times = {'a': [2.0, 4.0, 9.0], 'b': [1.0, 2.0, 3.0]}
     assert ratio(times, 'a', 'b') == {'median': 2, 'low': 2, 'high': 2.5}

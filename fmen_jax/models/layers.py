@@ -48,7 +48,9 @@ def conv(x: Array, params: Params, *, padding: str = 'SAME', stride: int = 1) ->
         padding,
         dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
     )
-    return y + bias.astype(x.dtype).reshape(1, 1, 1, -1)
+    # added in float32: its gradient is a sum over all pixels, which in bfloat16 stops growing
+    wide = jnp.promote_types(x.dtype, jnp.float32)
+    return (y.astype(wide) + bias.astype(wide).reshape(1, 1, 1, -1)).astype(x.dtype)
 
 
 def pack(x: Array, pixels: int) -> Array:

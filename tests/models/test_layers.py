@@ -122,6 +122,13 @@ def test_initial_batch_norms() -> None:
     assert stats['num_batches_tracked'] == 0
 
 
+def test_the_gradient_of_a_bias_in_bfloat16_is_a_sum_in_float32() -> None:
+    params = {'kernel': jnp.zeros((3, 3, 1, 1), jnp.float32), 'bias': jnp.zeros(1, jnp.float32)}
+    x = jnp.ones((8, 48, 48, 1), jnp.bfloat16)
+    gradient = jax.grad(lambda p: conv(x, p).astype(jnp.float32).sum())(params)
+    assert gradient['bias'] == x.size  # added one by one in bfloat16 it ends at 256
+
+
 @pytest.mark.parametrize('pixels', [2, 4])
 def test_packed_pixels_give_the_same_convolution(pixels: int) -> None:
     generator = np.random.default_rng(0)
