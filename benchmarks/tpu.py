@@ -61,13 +61,13 @@ def train_step(experiment: Experiment, mesh: Mesh, batch: int) -> Any:
         'hr': jax.ShapeDtypeStruct((*shape, colors * e.model.scale**2), np.uint8, sharding=split),
     }
     settings = e.step.on('tpu', e.graph, e.pipeline.patch)
-    module = e.model.build(e.graph, packed=settings.packed, shuffle=False)
+    module = e.model.build(e.graph, packed=settings.packed, shuffle='none')
     step = make_train_step(module, optimizer, settings, mesh)
     return jax.jit(step, donate_argnums=0).lower(state, images).compile()
 
 
 def deploy(
-    experiment: Experiment, mesh: Mesh, images: int, height: int, width: int, *, shuffle: bool
+    experiment: Experiment, mesh: Mesh, images: int, height: int, width: int, *, shuffle: Any
 ) -> Any:
     """The folded network on LR images, rows split over the mesh's second axis."""
     e = experiment

@@ -37,7 +37,7 @@ def _ours(
     """A step that returns its loss, and its temporary bytes; `plain` is jit without our options."""
     optimizer = make_optimizer(OptimConfig(learning_rate=_RATE, schedule='constant'), 1000)
     compile_ = jax.jit if plain else jit
-    module = config.build(graph, shuffle=plain)  # as jit comes, it is of images
+    module = config.build(graph, shuffle='image' if plain else 'none')
     step = compile_(make_train_step(module, optimizer, StepConfig()), donate_argnums=0)
     if not plain:
         batch = {'lr': batch['lr'], 'hr': unshuffle(batch['hr'], config.scale)}

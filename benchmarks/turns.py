@@ -1,5 +1,6 @@
 """Measuring contenders in turn, so that a noisy machine is noisy to all of them alike."""
 
+import random
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -10,14 +11,19 @@ Contenders = Mapping[str, Callable[[], object]]
 
 
 def in_turn(contenders: Contenders, rounds: int) -> dict[str, list[float]]:
-    """Seconds of each contender in each round, A B C A B C ..., after one round of warm-up."""
+    """Seconds of each contender in each round, after one round of warm-up.
+
+    In a new order in each round, because threads of the one before still spin for a while.
+    """
+    order, shuffle = list(contenders), random.Random(0).shuffle
     times: dict[str, list[float]] = {name: [] for name in contenders}
     for call in contenders.values():
         call()
     for _ in range(rounds):
-        for name, call in contenders.items():
+        shuffle(order)
+        for name in order:
             start = time.perf_counter()
-            call()
+            contenders[name]()
             times[name].append(time.perf_counter() - start)
     return times
 

@@ -22,7 +22,7 @@ def main() -> None:
     parser.add_argument('--patch', type=int, help='LR pixels; by default that of the config')
     parser.add_argument('--image', help='compile the folded network for LR images of HxW')
     parser.add_argument('--rows', type=int, default=1, help='chips that share the rows of an image')
-    parser.add_argument('--no-shuffle', action='store_true', help='leave the pixel shuffle out')
+    parser.add_argument('--shuffle', default='rows', help='image, rows (default) or none')
     parser.add_argument('--dtype', help='float32 or bfloat16 (default)')
     parser.add_argument('--packed', type=int, help='pixels side by side; default 2')
     parser.add_argument('--statistics', help='global or device; by default that of the config')
@@ -45,7 +45,7 @@ def main() -> None:
         if args.image:
             batch = args.batch or mesh.shape['data']
             height, width = (int(side) for side in args.image.split('x'))
-            compiled = tpu.deploy(e, mesh, batch, height, width, shuffle=not args.no_shuffle)
+            compiled = tpu.deploy(e, mesh, batch, height, width, shuffle=args.shuffle)
         else:
             compiled = tpu.train_step(e, mesh, batch)
     except FMENError as error:

@@ -12,7 +12,6 @@ from fmen_jax import parallel
 from fmen_jax.compiler import jit
 from fmen_jax.errors import FMENError, InputError, require
 from fmen_jax.models.fmen import FMENConfig
-from fmen_jax.models.layers import pixel_shuffle
 
 if TYPE_CHECKING:
     from fmen_jax.pretrained import Network
@@ -72,8 +71,8 @@ class Xla:
     def __init__(self, network: 'Network', dtype: Dtype, *, for_tpu: bool | None = None) -> None:
         """Puts the weights on the devices.
 
-        `for_tpu`, which the backend decides: two pixels side by side in its lanes, and the pixel
-        shuffle left to the host, because its small dimensions are padded to 128 lanes there.
+        `for_tpu`, which the backend decides: two pixels side by side in its lanes, and an output
+        of whole rows, whose three colours are not padded to 128 lanes.
         """
         self._network = network
         variables = network.variables
@@ -88,7 +87,7 @@ class Xla:
             module = network.module
             if self._for_tpu and isinstance(network.config, FMENConfig):
                 packed = 2 if x.shape[2] % 2 == 0 else 1
-                module = network.config.build('deploy', packed=packed, shuffle=False)
+                module = network.config.build('deploy', packed=packed, shuffle='rows')
             y: Any = module.apply(variables, x.astype(dtype))
             return y.astype(jnp.float32)
 
@@ -99,7 +98,7 @@ class Xla:
             with jax.default_matmul_precision(self._network.precision):
                 images = jax.device_put(x, parallel.spread(self._devices, x.shape))
                 y = np.asarray(self._function(self._variables, images))
-                return pixel_shuffle(y, self._network.config.scale) if self._for_tpu else y
+                return y.reshape(*y.shape[:2], -1, x.shape[3])
         except jax.errors.JaxRuntimeError as error:
             if 'RESOURCE_EXHAUSTED' not in str(error):
                 raise

@@ -225,6 +225,7 @@ class _Tile:
         band = self.band
         if self.channels.stop - self.channels.start == 1:
             output = output.mean(-1, keepdims=True)
+        output = _in_type(output, band.output.dtype)
         _keep(band.output[..., self.channels], output, band.row, self.column, scale, band.row.first)
         band.missing -= 1
 
@@ -246,7 +247,7 @@ class _Band:
         self._rows, self._columns, self._pixels = rows, columns, pixels
         channels = pixels.shape[2]
         self.output = np.empty(
-            ((row.last - row.first) * scale, rows.width * scale, channels), np.float32
+            ((row.last - row.first) * scale, rows.width * scale, channels), pixels.dtype
         )
         colour = 1 if channels < 3 else 3
         self._passes = [slice(0, colour)]
@@ -264,19 +265,20 @@ class _Band:
                 yield _Tile(np.broadcast_to(x, (*x.shape[:2], 3)), self, column, channels)
 
     def finish(self) -> np.ndarray:
-        """In the type of the input, rounded and clamped once (float is neither)."""
-        dtype = self._pixels.dtype
-        top = _RANGE[dtype.name]
-        y = self.output
-        if top != 255:
-            y *= np.float32(top / 255)
+        """The rows, with the alpha that needed no network."""
         if self._rows.constant_alpha is not None:
-            y[..., -1] = self._rows.constant_alpha
-        if dtype == np.float32:
-            return y
-        np.rint(y, out=y)
-        np.clip(y, 0, top, out=y)
-        return y.astype(dtype)
+            self.output[..., -1] = self._rows.constant_alpha
+        return self.output
+
+
+def _in_type(y: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """From 0..255 to the range of a type, rounded and clamped once (float is neither)."""
+    top = _RANGE[dtype.name]
+    if top != 255:
+        y = y * np.float32(top / 255)
+    if dtype == np.float32:
+        return y
+    return np.clip(np.rint(y), 0, top).astype(dtype)
 
 
 def _keep(

@@ -2,6 +2,7 @@
 
 import dataclasses
 import shutil
+import struct
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,44 @@ class SaveOptions:
         return {'compression': 'deflate', 'predictor': 'horizontal', 'bigtiff': True}
 
 
+def _header(height: int, width: int, channels: int, dtype: np.dtype) -> bytes:
+    """What makes rows of pixels that follow it a TIFF, of which libvips holds a few rows at a time.
+
+    It would map a file of bare pixels into memory as a whole. BigTIFF, a strip for each row.
+    """
+    row = width * channels * dtype.itemsize
+    short, long8 = 3, 16
+    tags: list[tuple[int, int, list[int]]] = [
+        (256, long8, [width]),
+        (257, long8, [height]),
+        (258, short, [8 * dtype.itemsize] * channels),
+        (259, short, [1]),  # not compressed
+        (262, short, [1 if channels < 3 else 2]),  # gray or RGB
+        (273, long8, [0] * height),  # where rows begin, below
+        (277, short, [channels]),
+        (278, long8, [1]),  # rows in a strip
+        (279, long8, [row] * height),
+        (338, short, [2] if channels in (2, 4) else []),  # alpha, not multiplied in
+        (339, short, [3 if dtype.kind == 'f' else 1] * channels),
+    ]
+    tags = [tag for tag in tags if tag[2]]
+    tables = 16 + 8 + 20 * len(tags) + 8  # behind the directory
+    start = tables + 2 * 8 * height
+    entries, behind = b'', b''
+    for number, kind, values in tags:
+        if number == 273:
+            values = [start + y * row for y in range(height)]
+        data = np.array(values, '<u2' if kind == short else '<u8').tobytes()
+        entries += struct.pack('<HHQ', number, kind, len(values))
+        if len(data) > 8:
+            entries += struct.pack('<Q', tables + len(behind))
+            behind += data
+        else:
+            entries += data.ljust(8, b'\0')
+    head = struct.pack('<2sHHHQQ', b'II', 43, 8, 0, 16, len(tags))
+    return (head + entries + bytes(8) + behind).ljust(start, b'\0')
+
+
 class Writer:
     """Takes the rows of a picture from top to bottom; `save` writes the file."""
 
@@ -74,6 +113,7 @@ class Writer:
                     f'disk while it is made, and {free / 2**30:.1f} are free.'
                 )
             self._rows: Any = tempfile.NamedTemporaryFile(dir=folder, prefix='.fmen_jax.')  # noqa: SIM115
+            self._rows.write(_header(self._height, self._width, source.channels, source.dtype))
         else:
             self._rows = tempfile.SpooledTemporaryFile(_IN_MEMORY + 1)  # noqa: SIM115
 
@@ -111,25 +151,16 @@ class Writer:
     def _whole(self) -> Any:
         import pyvips
 
-        source = self._source
-        form = {'uint8': 'uchar', 'uint16': 'ushort', 'float32': 'float'}[source.dtype.name]
         if isinstance(self._rows, tempfile.SpooledTemporaryFile):
             self._rows.seek(0)
-            data = self._rows.read()
+            source = self._source
+            form = {'uint8': 'uchar', 'uint16': 'ushort', 'float32': 'float'}[source.dtype.name]
             image: Any = pyvips.Image.new_from_memory(
-                data, self._width, self._height, source.channels, form
+                self._rows.read(), self._width, self._height, source.channels, form
             )
         else:
             self._rows.flush()
-            image = pyvips.Image.rawload(
-                self._rows.name,
-                self._width,
-                self._height,
-                source.channels * source.dtype.itemsize,
-                access='sequential',
-            )
-            if form != 'uchar':
-                image = image.copy(bands=source.channels, format=form)
+            image = pyvips.Image.tiffload(self._rows.name, access='sequential')
         return image
 
     def _fitted(self, image: Any) -> Any:

@@ -5,10 +5,12 @@ Submodules carry the names of the published PyTorch checkpoints, so that a port 
 """
 
 import dataclasses
+from typing import Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from fmen_jax.errors import InputError
@@ -19,12 +21,17 @@ from fmen_jax.models.layers import (
     conv,
     leaky_relu,
     pack,
+    packed,
     pad_border,
     pixel_shuffle,
 )
 from fmen_jax.models.reparam import collapse
 
 SLOPE = 0.1
+
+Shuffle = Literal['image', 'rows', 'none']
+"""What a network gives: the image [N, s H, s W, C]; the same values as [N, s H, s W C], which a TPU
+does not pad from C to 128 lanes; or [N, H, W, C s^2], which the pixel shuffle makes it of."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,14 +77,15 @@ class FMENConfig:
         attention = sum(2 + 2 * erbs for erbs in self.up_blocks)
         return 4 + 2 * self.down_blocks + attention
 
-    def build(self, graph: Graph = 'deploy', *, packed: int = 1, shuffle: bool = True) -> 'FMEN':
+    def build(
+        self, graph: Graph = 'deploy', *, packed: int = 1, shuffle: Shuffle = 'image'
+    ) -> 'FMEN':
         """The network as a Flax module: `apply(variables, x) -> y`.
 
         Args:
           graph: how it runs.
           packed: pixels of a row that are computed side by side, see `layers.pack`: 2 on TPUs.
-          shuffle: whether y is the image, or what the pixel shuffle makes it of,
-            [N, H, W, n_colors scale^2].
+          shuffle: the form of y, see `Shuffle`.
         """
         if packed > 1 and graph == 'expanded':
             raise InputError('the expanded graph is not computed on packed pixels: use collapsed.')
@@ -184,7 +192,7 @@ class FMEN(nn.Module):
     config: FMENConfig
     graph: Graph
     packed: int = 1
-    shuffle: bool = True
+    shuffle: Shuffle = 'image'
 
     def setup(self) -> None:
         c, n = self.config, self.config.n_feats
@@ -213,5 +221,16 @@ class FMEN(nn.Module):
         for erb, hfab in zip(self.ERBs, self.HFABs, strict=True):
             h = hfab(erb(h), train=train)
         h = self.lr_conv(h) + x
+        if self.shuffle == 'rows':
+            return self._rows(h)
         y = self.tail[0](h).reshape(n, height, width, -1)
-        return pixel_shuffle(y, self.config.scale) if self.shuffle else y
+        return pixel_shuffle(y, self.config.scale) if self.shuffle == 'image' else y
+
+    def _rows(self, h: Array) -> Array:
+        """The tail with its outputs in the order of the image's rows, then the rows interleaved."""
+        s, c, p = self.config.scale, self.config.n_colors, self.packed
+        order = np.arange(p * c * s * s).reshape(p, c, s, s).transpose(2, 0, 3, 1).ravel()
+        y = conv(h, {k: v[..., order] for k, v in packed(self.tail[0].weights, p).items()})
+        n, height, packs, _ = y.shape
+        y = y.reshape(n, height, packs, s, p * s * c).transpose(0, 1, 3, 2, 4)
+        return y.reshape(n, height * s, packs * p * s * c)

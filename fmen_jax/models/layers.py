@@ -38,9 +38,9 @@ def conv(x: Array, params: Params, *, padding: str = 'SAME', stride: int = 1) ->
 
     An x [N, H, W/p, p C] has p pixels of a row side by side (`pack`), and so has the result.
     """
+    if (pixels := x.shape[3] // params['kernel'].shape[2]) > 1:
+        params = packed(params, pixels)
     kernel, bias = params['kernel'], params['bias']
-    if (pixels := x.shape[3] // kernel.shape[2]) > 1:
-        kernel, bias = _packed(kernel, pixels), jnp.tile(bias, pixels)
     y = lax.conv_general_dilated(
         x,
         kernel.astype(x.dtype),
@@ -68,14 +68,16 @@ def pack(x: Array, pixels: int) -> Array:
     return x.reshape(n, h, w // pixels, pixels * c)
 
 
-def _packed(kernel: Array, pixels: int) -> Array:
-    """[3, 3, C, F] -> [3, 3, p C, p F]: the same convolution on packed pixels, mostly zeros."""
+def packed(params: Params, pixels: int) -> Params:
+    """Of a 3x3 convolution C -> F, that of the same on packed pixels, p C -> p F, mostly zeros."""
+    kernel = params['kernel']
     to = np.arange(pixels)
     # tap t holds pixel i at t p + i, which is dx away from pixel j of the middle one
     away = (np.arange(-1, 2)[:, None, None] * pixels + to[:, None]) - to
     selector = away[..., None] == np.arange(-1, 2)  # [t, i, j, dx]
     wide = jnp.einsum('tijd,ydcf->yticjf', selector.astype(kernel.dtype), kernel)
-    return wide.reshape(3, 3, pixels * kernel.shape[2], pixels * kernel.shape[3])
+    shape = (3, 3, pixels * kernel.shape[2], pixels * kernel.shape[3])
+    return {'kernel': wide.reshape(shape), 'bias': jnp.tile(params['bias'], pixels)}
 
 
 class Conv(nn.Module):
@@ -197,7 +199,6 @@ def pixel_shuffle(x: Any, scale: int) -> Any:
     """[N, H, W, C s^2] -> [N, H s, W s, C] in PyTorch's order: channel = c s^2 + dy s + dx.
 
     Most of the JAX world has (dy s + dx) C + c instead. Source: Shi et al., CVPR 2016, eq. 4.
-    A numpy array stays one.
     """
     n, h, w, channels = x.shape
     c = channels // scale**2

@@ -90,7 +90,7 @@ def train(
         log = Log(workdir, int(state.step), report)
         # the loss is taken before the pixel shuffle, which costs more memory than all else
         settings = e.step.on(jax.default_backend(), e.graph, e.pipeline.patch)
-        module = e.model.build(e.graph, packed=settings.packed, shuffle=False)
+        module = e.model.build(e.graph, packed=settings.packed, shuffle='none')
         step_function = jit(make_train_step(module, optimizer, settings, mesh), donate_argnums=0)
 
         def step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:

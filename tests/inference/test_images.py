@@ -243,13 +243,22 @@ def test_formats_that_cannot_hold_it(tmp_path: Path, upscaler: Upscaler) -> None
         writing.Writer(tmp_path / 'b.gif', source, 2, SaveOptions())
 
 
+@pytest.mark.parametrize('dtype', [np.uint8, np.uint16, np.float32])
+@pytest.mark.parametrize('channels', [1, 2, 3, 4])
+@pytest.mark.parametrize('height', [1, 24])
 def test_large_outputs_wait_on_the_disk(
-    tmp_path: Path, upscaler: Upscaler, monkeypatch: pytest.MonkeyPatch
+    channels: int,
+    dtype: Any,
+    height: int,
+    tmp_path: Path,
+    upscaler: Upscaler,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    pixels = with_channels(4, np.uint16)
+    pixels = with_channels(channels, dtype)[:height]
     source = saved(tmp_path / 'a.tif', pixels)
-    expected = upscaled(source, tmp_path / 'b.tif', upscaler).numpy()
-    monkeypatch.setattr(writing, '_IN_MEMORY', 1000)
+    before = upscaled(source, tmp_path / 'b.tif', upscaler)
+    monkeypatch.setattr(writing, '_IN_MEMORY', 10)
     found = upscaled(source, tmp_path / 'c.tif', upscaler)
-    np.testing.assert_array_equal(found.numpy(), expected)
+    assert (found.interpretation, found.format) == (before.interpretation, before.format)
+    np.testing.assert_array_equal(found.numpy(), before.numpy())
     assert sorted(p.name for p in tmp_path.iterdir()) == ['a.tif', 'b.tif', 'c.tif']

@@ -38,7 +38,7 @@ def train(
     state = init_state(variables, optimizer, ema=step.ema_decay > 0)
     losses = []
     for x, y in zip(tiny.image('steps/x'), tiny.image('steps/y'), strict=True):
-        hr = y if module.shuffle else unshuffle(y, config.scale)
+        hr = y if module.shuffle == 'image' else unshuffle(y, config.scale)
         state, metrics = run(state, {'lr': jnp.asarray(x), 'hr': jnp.asarray(hr)})
         losses.append(float(metrics.loss))
     assert state.step == len(losses)
@@ -52,7 +52,7 @@ def train(
     [
         ('expanded', {}),
         ('collapsed', {}),
-        ('collapsed', {'packed': 2, 'shuffle': False}),  # as on TPUs
+        ('collapsed', {'packed': 2, 'shuffle': 'none'}),  # as on TPUs
     ],
 )
 def test_golden_trajectory(tiny: Golden, graph: Graph, form: dict[str, Any]) -> None:
