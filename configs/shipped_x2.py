@@ -1,4 +1,4 @@
-"""FMEN-S x2 as the package ships it: from x4's weights, twenty minutes on two CPU cores.
+"""FMEN-S x2 as the package ships it: from x4's weights, under an hour on two CPU cores.
 
 fmen-jax train configs/shipped_x2.py --workdir runs/shipped_x2 \
         --init-from runs/shipped_x4/train_weights.safetensors \
