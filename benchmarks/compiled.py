@@ -54,8 +54,9 @@ def collectives(program: str) -> dict[str, dict[str, int]]:
 def figures(compiled: Any, chip: Chip) -> dict[str, Any]:
     """The program of one chip: what the compiler says, and what that means at the chip's peaks.
 
-    The predicted time is a roofline: the larger of compute and memory, without exchanges, at speeds
-    that no program reaches. It is a bound, not a measurement.
+    The predicted time is a roofline, not a measurement: the larger of compute and memory, without
+    exchanges, at published peaks, which no program reaches. The bytes are all that the program
+    touches; where they stay in the chip's fast memory, the memory side is too pessimistic.
     """
     cost, memory = compiled.cost_analysis(), compiled.memory_analysis()
     flops, moved = float(cost['flops']), float(cost['bytes accessed'])

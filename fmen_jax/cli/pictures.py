@@ -2,14 +2,21 @@
 
 import dataclasses
 import sys
+import threading
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
 from fmen_jax.download import PUBLISHED
 from fmen_jax.errors import InputError
 from fmen_jax.files import sha256
+
+if TYPE_CHECKING:
+    import tqdm
+
+    from fmen_jax.inference.plan import Item
 
 
 def upscale(
@@ -126,7 +133,12 @@ def upscale(
                 skip_existing=skip_existing,
                 progress=bar.update,
             )
+        pixels = _count_pixels(items, bar)
         for result in results:
+            if result.error or result.skipped:
+                left_out = pixels.get(result.item, 0)
+                pixels[result.item] = 0
+                bar.total = bar.total and max(bar.total - left_out, bar.n)
             if result.error:
                 failed += 1
                 bar.write(f'error: {result.error}', file=sys.stderr)
@@ -138,6 +150,23 @@ def upscale(
     if failed:
         print(f'{failed} of {len(items)} pictures failed.', file=sys.stderr)
     return 1 if failed else 0
+
+
+def _count_pixels(items: 'Sequence[Item]', bar: 'tqdm.tqdm') -> dict['Item', int]:
+    """Find out in the background how much there is to do, for the time that is left."""
+    from fmen_jax.inference.images import count_pixels
+
+    pixels: dict[Item, int] = {}
+
+    def count() -> None:
+        for item in items:
+            if item not in pixels:  # one that is left out is there already, with 0
+                pixels[item] = count_pixels(item.source)
+        bar.total = sum(pixels.values())
+
+    if not bar.disable:
+        threading.Thread(target=count, daemon=True).start()
+    return pixels
 
 
 def _names(given: str) -> list[str]:

@@ -77,7 +77,6 @@ class Xla:
         self._network = network
         variables = network.variables
         for_tpu = jax.default_backend() == 'tpu' if for_tpu is None else for_tpu
-        self._for_tpu = for_tpu and isinstance(network.config, FMENConfig)
         if dtype == 'bfloat16':
             variables = jax.tree.map(lambda a: jnp.asarray(a, jnp.bfloat16), variables)
         self._devices = jax.local_devices()
@@ -85,7 +84,7 @@ class Xla:
 
         def function(variables: Any, x: jax.Array) -> jax.Array:
             module = network.module
-            if self._for_tpu and isinstance(network.config, FMENConfig):
+            if for_tpu and isinstance(network.config, FMENConfig):
                 packed = 2 if x.shape[2] % 2 == 0 else 1
                 module = network.config.build('deploy', packed=packed, shuffle='rows')
             y: Any = module.apply(variables, x.astype(dtype))

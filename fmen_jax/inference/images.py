@@ -66,6 +66,17 @@ def open_picture(path: Path) -> Opened:
     return Opened(rows, np.dtype(_DTYPES[image.format]), image.bands, image)
 
 
+def count_pixels(path: Path) -> int:
+    """Of a picture, from its header; 0 if it cannot be read."""
+    import pyvips
+
+    try:
+        image: Any = pyvips.Image.new_from_file(str(path))
+    except pyvips.Error:
+        return 0
+    return image.width * image.height
+
+
 def _problem(image: Any) -> str:
     """Why a picture is not handled; '' if it is."""
     loader = image.get('vips-loader').removesuffix('load')
