@@ -1,7 +1,4 @@
-"""Put the weights of a finished run into the package, with a card of what made and measured them.
-
-ship_weights.py RUN NAME --benchmarks ../shared/data/benchmarks
-"""
+"""Put weights into the package with a card: ship_weights.py RUN NAME --benchmarks FOLDER."""
 
 import argparse
 import dataclasses

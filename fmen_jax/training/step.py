@@ -95,7 +95,10 @@ def make_train_step(
 
     def loss(params: Params, batch_stats: Params, batch: Batch) -> tuple[Array, Params]:
         run = jax.checkpoint(forward) if config.remat else forward
-        output, batch_stats = run(params, batch_stats, batch['lr'].astype(dtype))
+        # libtpu 0.0.42 crashes on a conversion that it moves into the first convolution's gradient,
+        # with four patches a chip
+        lr = lax.optimization_barrier(batch['lr'].astype(dtype))
+        output, batch_stats = run(params, batch_stats, lr)
         wide = jnp.promote_types(dtype, jnp.float32)
         return loss_of(output.astype(wide) - batch['hr'].astype(wide), config.loss), batch_stats
 

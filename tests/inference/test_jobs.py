@@ -74,7 +74,8 @@ def test_killed_and_run_again(weights: Path, folder: Path, tmp_path: Path) -> No
 def test_ctrl_c_leaves_no_half_file(weights: Path, folder: Path, tmp_path: Path) -> None:
     out = tmp_path / 'out'
     verb = [sys.executable, '-m', 'fmen_jax', 'upscale', str(folder), '-o', str(out)]
-    process = subprocess.Popen([*verb, '-w', str(weights), '--self-ensemble'], cwd=ROOT)
+    slow = ('-w', str(weights), '--engine', 'xla', '--self-ensemble', '--tile', '60')
+    process = subprocess.Popen([*verb, *slow], cwd=ROOT)
     while process.poll() is None and not (out.exists() and any(out.rglob('*.png'))):
         time.sleep(0.005)
     process.send_signal(signal.SIGINT)
