@@ -37,6 +37,8 @@ def write(run: Path, name: str, benchmarks: Path, commit: str | None) -> None:
     weights = run / 'weights.safetensors'  # of a finished run
     upscaler = Upscaler(load(weights))
     made = json.loads((run / 'card.json').read_text(encoding='utf-8'))
+    settings = made['experiment']
+    settings['init_from'] = Path(settings['init_from']).name  # not a path of this machine
     protocol = protocols.protocol('y')
     measured = {}
     for folder in SETS:
@@ -51,7 +53,7 @@ def write(run: Path, name: str, benchmarks: Path, commit: str | None) -> None:
         'sha256': sha256(weights),
         'licence': 'Apache-2.0',
         'data': 'photos (131 photographs from Unsplash, CC and free wallpapers), gb82 (25, CC0)',
-        'derived_from': made['experiment']['init_from'] and 'fmen_s_x4 of this package',
+        'derived_from': settings['init_from'] and 'fmen_s_x4 of this package',
         'commit': commit or head.stdout.strip(),
         'protocol': str(protocol),
         'measured': measured,

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,12 +12,16 @@ from benchmarks.turns import ratio
 from tests.conftest import ROOT
 
 
+def quick(tmp_path: Path, *sections: str) -> dict[str, Any]:
+    path = tmp_path / 'out.json'
+    command = [sys.executable, 'scripts/benchmark.py', *sections, '--quick', '--json', str(path)]
+    subprocess.run(command, cwd=ROOT, check=True)
+    return json.loads(path.read_text())
+
+
 @pytest.mark.slow
 def test_all_contenders_of_the_train_step_have_the_same_loss(tmp_path: Path) -> None:
-    path = tmp_path / 'out.json'
-    verb = [sys.executable, 'scripts/benchmark.py', 'train', '--quick', '--json', str(path)]
-    subprocess.run(verb, cwd=ROOT, check=True)
-    found = json.loads(path.read_text())['train']
+    found = quick(tmp_path, 'train')['train']
     losses = {row['contender']: row['first_loss'] for row in found['rows']}
     assert len(losses) == 5
     # losses of about 126; float32 in other orders
@@ -26,10 +31,7 @@ def test_all_contenders_of_the_train_step_have_the_same_loss(tmp_path: Path) -> 
 
 @pytest.mark.slow
 def test_all_contenders_of_inference_compute_the_same_picture(tmp_path: Path) -> None:
-    path = tmp_path / 'out.json'
-    verb = [sys.executable, 'scripts/benchmark.py', 'infer', '--quick', '--json', str(path)]
-    subprocess.run(verb, cwd=ROOT, check=True)
-    found = json.loads(path.read_text())['infer']
+    found = quick(tmp_path, 'infer')['infer']
     same = [r['max_difference'] for r in found['rows'] if r['max_difference'] is not None]
     assert len(same) == 8
     assert max(same) < 0.01  # of 255, float32 in other orders
@@ -39,10 +41,7 @@ def test_all_contenders_of_inference_compute_the_same_picture(tmp_path: Path) ->
 @pytest.mark.slow
 def test_jobs_and_startup_run(tmp_path: Path) -> None:
     """What they compute is compared elsewhere; they fail if a command does."""
-    path = tmp_path / 'out.json'
-    sections = ('jobs', 'startup', '--quick', '--json', str(path))
-    subprocess.run([sys.executable, 'scripts/benchmark.py', *sections], cwd=ROOT, check=True)
-    found = json.loads(path.read_text())
+    found = quick(tmp_path, 'jobs', 'startup')
     assert found['jobs']['summary']['large_peak_bytes'] > 2**20
     assert found['startup']['rows'][0]['seconds'] > 0
 
