@@ -36,7 +36,7 @@ def _ours(
 ) -> tuple[Callable[[], float], int]:
     """A step that returns its loss, and its temporary bytes; `plain` is jit without our options."""
     optimizer = make_optimizer(OptimConfig(learning_rate=_RATE, schedule='constant'), 1000)
-    compile_ = jax.jit if plain else jit
+    compile_ = jax.jit if plain else functools.partial(jit, libraries=True)
     module = config.build(graph, shuffle='image' if plain else 'none')
     step = compile_(make_train_step(module, optimizer, StepConfig()), donate_argnums=0)
     if not plain:

@@ -11,6 +11,7 @@ from fmen_jax.cli.learning import prepare, train
 from fmen_jax.cli.measuring import compare, evaluate
 from fmen_jax.cli.pictures import download, info, upscale
 from fmen_jax.errors import FMENError, InputError
+from fmen_jax.hugepages import start_with_huge_pages
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -25,9 +26,12 @@ def main(args: Sequence[str] | None = None) -> None:
         'prepare': prepare,
         'train': functools.partial(train, []),
     }
+    own_process = args is None
     args = list(sys.argv[1:] if args is None else args)
     try:
         if args[:1] == ['train']:  # its options depend on the experiment's file
+            if own_process:
+                start_with_huge_pages()
             sys.exit(train(args[1:]))
         code = tyro.extras.subcommand_cli_from_dict(
             verbs, prog='fmen-jax', description='FMEN super-resolution in JAX.', args=args

@@ -90,7 +90,7 @@ class Xla:
             y: Any = module.apply(variables, x.astype(dtype))
             return y.astype(jnp.float32)
 
-        self._function = jit(function)
+        self._function = jit(function, libraries=True)
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
         try:

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
+from fmen_jax import onednn
 from fmen_jax.errors import InputError
 
 Params = dict[str, Any]
@@ -41,6 +42,8 @@ def conv(x: Array, params: Params, *, padding: str = 'SAME', stride: int = 1) ->
     if (pixels := x.shape[3] // params['kernel'].shape[2]) > 1:
         params = packed(params, pixels)
     kernel, bias = params['kernel'], params['bias']
+    if onednn.takes(x, kernel, padding=padding, stride=stride):
+        return onednn.conv(x, kernel.astype(x.dtype), bias.astype(x.dtype))
     y = lax.conv_general_dilated(
         x,
         kernel.astype(x.dtype),

@@ -91,7 +91,9 @@ def train(
         # the loss is taken before the pixel shuffle, which costs more memory than all else
         settings = e.step.on(jax.default_backend(), e.graph, e.pipeline.patch)
         module = e.model.build(e.graph, packed=settings.packed, shuffle='none')
-        step_function = jit(make_train_step(module, optimizer, settings, mesh), donate_argnums=0)
+        step_function = jit(
+            make_train_step(module, optimizer, settings, mesh), libraries=True, donate_argnums=0
+        )
 
         def step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
             return step_function(state, parallel.split_batch(mesh, batch, e.pipeline.batch))
