@@ -38,9 +38,9 @@ def rival(name: str) -> Network:
     return Network(config, 'deploy', variables)
 
 
-def plain_jit(net: Network) -> Contender:
-    """`jax.jit` as it comes: the module as it stands, no compiler options."""
-    function = jax.jit(net.module.apply)
+def compiled(net: Network, compile_: Callable = jax.jit) -> Contender:
+    """The module as it stands, by `jax.jit` as it comes, or by another."""
+    function = compile_(net.module.apply)
     return lambda x: np.asarray(function(net.variables, x))
 
 

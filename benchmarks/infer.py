@@ -11,6 +11,7 @@ import numpy as np
 
 from benchmarks import contenders
 from benchmarks.turns import in_turn, ratio, rows
+from fmen_jax.compiler import jit
 
 # LR rows and columns; the outputs have 64 to 2160 rows
 SIZES = ((16, 16), (64, 64), (180, 320), (540, 960))
@@ -39,7 +40,8 @@ def measure(*, quick: bool) -> dict[str, Any]:
         'openvino': contenders.of_openvino(exported),
     }
     tricks = {
-        'ours, xla, plain jit': contenders.plain_jit(net),
+        'ours, xla, without oneDNN': contenders.compiled(net, jit),
+        'ours, xla, plain jit': contenders.compiled(net),
         'ours, onnxruntime': contenders.ours(net, name='onnxruntime'),
     }
     same = ours | torches | peers | tricks
@@ -67,6 +69,7 @@ def measure(*, quick: bool) -> dict[str, Any]:
             'best_peer': best_peer,
             'xla_vs_best_torch': ratio(times, best_torch, 'ours, xla'),
             'auto_vs_best_peer': ratio(times, best_peer, 'ours, auto'),
+            'xla_vs_without_onednn': ratio(times, 'ours, xla, without oneDNN', 'ours, xla'),
             'xla_vs_plain_jit': ratio(times, 'ours, xla, plain jit', 'ours, xla'),
         }
     return {

@@ -1,13 +1,21 @@
 """FMEN in plain PyTorch, as a user of PyTorch would write it from the paper: the rival.
 
-Images are NCHW, float32, in 0..255. Keys are those of the published checkpoints.
+Images are NCHW, float32, in 0..255. Keys are those of the published checkpoints. Nothing of JAX is
+imported, so that the memory of a process is PyTorch's.
 """
 
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fmen_jax.models.fmen import SLOPE, FMENConfig
+if TYPE_CHECKING:
+    from fmen_jax.models.fmen import FMENConfig
+
+SLOPE = 0.1
 
 
 def conv3(inputs: int, outputs: int, *, padding: int = 1) -> nn.Conv2d:
@@ -97,7 +105,7 @@ class HFAB(nn.Module):
 class TorchFMEN(nn.Module):
     """The published train graph, or with `deploy` the folded one."""
 
-    def __init__(self, config: FMENConfig, *, deploy: bool) -> None:
+    def __init__(self, config: 'FMENConfig', *, deploy: bool) -> None:
         super().__init__()
         c, n = config, config.n_feats
         mids = [c.mid_feats - 4] + [c.mid_feats] * c.down_blocks
@@ -120,3 +128,37 @@ class TorchFMEN(nn.Module):
         for erb, hfab in zip(self.ERBs, self.HFABs, strict=True):
             h = hfab(erb(h))
         return self.tail(self.lr_conv(h) + x)
+
+
+def train_step(
+    name: str,
+    config: 'FMENConfig',
+    batch: Mapping[str, np.ndarray],
+    *,
+    rate: float,
+    state: Mapping[str, np.ndarray] | None = None,
+) -> Callable[[], float]:
+    """A step of L1 and Adam on the same batch each time, that returns the loss before it.
+
+    Channels last, and compiled, where the name says so.
+    """
+    model = TorchFMEN(config, deploy=False)
+    if state is not None:
+        model.load_state_dict({key: torch.tensor(value) for key, value in state.items()})
+    layout = torch.channels_last if 'channels_last' in name else torch.contiguous_format
+    model = model.to(memory_format=layout).train()  # pyright: ignore[reportCallIssue]
+    run: Any = torch.compile(model) if 'compiled' in name else model
+    optimizer = torch.optim.Adam(model.parameters(), rate, eps=1e-8)
+
+    def call() -> float:
+        lr, hr = (
+            torch.from_numpy(batch[k]).permute(0, 3, 1, 2).float().contiguous(memory_format=layout)
+            for k in ('lr', 'hr')
+        )
+        optimizer.zero_grad()
+        loss = F.l1_loss(run(lr), hr)
+        loss.backward()
+        optimizer.step()
+        return float(loss.detach())
+
+    return call

@@ -9,23 +9,38 @@ from typing import Any
 Contenders = Mapping[str, Callable[[], object]]
 """Each call does the whole work once, and waits for its result."""
 
+TURN = 0.1
+"""Seconds of a turn at least, as near as whole calls come to it."""
+
 
 def in_turn(contenders: Contenders, rounds: int) -> dict[str, list[float]]:
     """Seconds of each contender in each round, after one round of warm-up.
 
-    In a new order in each round, because threads of the one before still spin for a while.
+    The neighbour before still has its threads spinning and its data in the cache, so the order is
+    new in each round, and short work is repeated: a turn is a call that does not count, then
+    calls for a tenth of a second, of which the mean does. Long work is called once.
     """
     order, shuffle = list(contenders), random.Random(0).shuffle
     times: dict[str, list[float]] = {name: [] for name in contenders}
-    for call in contenders.values():
+    repeats: dict[str, int] = {}
+    for name, call in contenders.items():
         call()
+        repeats[name] = max(1, round(TURN / _seconds(call)))
     for _ in range(rounds):
         shuffle(order)
         for name in order:
-            start = time.perf_counter()
-            contenders[name]()
-            times[name].append(time.perf_counter() - start)
+            call, repeat = contenders[name], repeats[name]
+            if repeat > 1:
+                call()
+            times[name].append(_seconds(*[call] * repeat) / repeat)
     return times
+
+
+def _seconds(*calls: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    for call in calls:
+        call()
+    return time.perf_counter() - start
 
 
 def ratio(times: Mapping[str, list[float]], over: str, under: str) -> dict[str, float]:

@@ -12,4 +12,4 @@ def start_with_huge_pages() -> None:
     """
     if sys.platform == 'linux' and 'GLIBC_TUNABLES' not in os.environ:
         environment = os.environ | {'GLIBC_TUNABLES': 'glibc.malloc.hugetlb=1'}
-        os.execve(sys.executable, sys.orig_argv, environment)
+        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)

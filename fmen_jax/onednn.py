@@ -55,10 +55,12 @@ def within(function: Callable) -> Callable:
 
 def takes(x: Array, kernel: Array, *, padding: str, stride: int) -> bool:
     """If the convolution of x [N, H, W, C] is one for `conv`."""
+    if not _chosen.get():  # before sizes are looked at, which in an export are symbols
+        return False
     plain = stride == 1 and (padding == 'SAME' or kernel.shape[:2] == (1, 1))
     odd = kernel.shape[0] == kernel.shape[1] and kernel.shape[0] % 2 == 1
     large = x.shape[0] * x.shape[1] * x.shape[2] * kernel.size >= LEAST_PRODUCTS
-    return _chosen.get() and plain and odd and large and x.dtype == jnp.float32
+    return plain and odd and large and x.dtype == jnp.float32
 
 
 @jax.custom_vjp

@@ -1,4 +1,4 @@
-"""Measure everything side by side: scripts/benchmark.py SECTION... [--quick] --json FILE."""
+"""Measure all side by side: benchmark.py SECTION... [--quick] --json FILE [--plots DIR]."""
 
 import argparse
 import importlib
@@ -11,7 +11,9 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-SECTIONS = ('train', 'infer', 'jobs', 'startup')
+from fmen_jax.hugepages import start_with_huge_pages
+
+SECTIONS = ('train', 'infer', 'memory', 'growth', 'data', 'jobs', 'startup')
 
 
 def machine() -> dict[str, Any]:
@@ -24,6 +26,7 @@ def machine() -> dict[str, Any]:
         'threads': {'torch': torch.get_num_threads(), 'xla': len(os.sched_getaffinity(0))},
         'versions': {'jax': jax.__version__, 'torch': torch.__version__},
         'backend': jax.default_backend(),
+        'glibc_tunables': os.environ.get('GLIBC_TUNABLES'),
     }
 
 
@@ -44,7 +47,9 @@ def main() -> None:
     parser.add_argument('sections', nargs='*', help=f'of {", ".join(SECTIONS)}; all if none')
     parser.add_argument('--quick', action='store_true', help='small, to see that it runs')
     parser.add_argument('--json', type=Path, required=True, help='where the results go')
+    parser.add_argument('--plots', type=Path, help='a folder for pictures of them')
     args = parser.parse_args()
+    start_with_huge_pages()  # as training does, and for all contenders
     chosen = args.sections or SECTIONS
     if unknown := set(chosen) - set(SECTIONS):
         parser.error(f'no section {", ".join(sorted(unknown))}; there are {", ".join(SECTIONS)}')
@@ -54,6 +59,10 @@ def main() -> None:
         print(f'## {name}\n\n{table(results[name]["rows"])}\n')
         print(json.dumps(results[name].get('summary'), indent=1), flush=True)
         args.json.write_text(json.dumps(results, indent=1) + '\n')
+    if args.plots:
+        from benchmarks import plots
+
+        plots.draw(results, args.plots)
 
 
 if __name__ == '__main__':

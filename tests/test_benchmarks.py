@@ -23,7 +23,7 @@ def quick(tmp_path: Path, *sections: str) -> dict[str, Any]:
 def test_all_contenders_of_the_train_step_have_the_same_loss(tmp_path: Path) -> None:
     found = quick(tmp_path, 'train')['train']
     losses = {row['contender']: row['first_loss'] for row in found['rows']}
-    assert len(losses) == 5
+    assert len(losses) == 6
     # losses of about 126; float32 in other orders
     assert max(losses.values()) - min(losses.values()) < 1e-3
     assert found['speedup_vs_best_torch'] > 0
@@ -33,7 +33,7 @@ def test_all_contenders_of_the_train_step_have_the_same_loss(tmp_path: Path) -> 
 def test_all_contenders_of_inference_compute_the_same_picture(tmp_path: Path) -> None:
     found = quick(tmp_path, 'infer')['infer']
     same = [r['max_difference'] for r in found['rows'] if r['max_difference'] is not None]
-    assert len(same) == 8
+    assert len(same) == 9
     assert max(same) < 0.01  # of 255, float32 in other orders
     assert found['auto_vs_best_peer'] > 0
 
@@ -44,6 +44,21 @@ def test_jobs_and_startup_run(tmp_path: Path) -> None:
     found = quick(tmp_path, 'jobs', 'startup')
     assert found['jobs']['summary']['large_peak_bytes'] > 2**20
     assert found['startup']['rows'][0]['seconds'] > 0
+
+
+@pytest.mark.slow
+def test_memory_growth_data_and_their_plots_run(tmp_path: Path) -> None:
+    found = quick(tmp_path, 'memory', 'growth', 'data', '--plots', str(tmp_path))
+    assert {path.name for path in tmp_path.glob('*.png')} == {
+        'performance_memory.png',
+        'performance_growth.png',
+    }
+    assert found['data']['pipeline_vs_step'] > 0
+    for row in found['memory']['rows']:
+        if row['convolutions'] == 'oneDNN':  # what is alive is in temporary memory and the output
+            live = sum(row['live_channels']) * row['height'] * row['width'] // 16 * 4
+            output = row['height'] * row['width'] * 3 * 4
+            assert row['temp_bytes'] * 0.99 <= live <= row['temp_bytes'] + output, row
 
 
 def test_ratios_are_of_rounds() -> None:

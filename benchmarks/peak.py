@@ -1,0 +1,51 @@
+"""The peak memory of a process that trains three steps and does nothing else."""
+
+import dataclasses
+import json
+import resource
+import subprocess
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+_ROOT = Path(__file__).parent.parent
+
+
+def batch(scale: int, size: int, patch: int) -> dict[str, np.ndarray]:
+    """Noise and its enlargement."""
+    lr = np.random.default_rng(0).integers(0, 256, (size, patch, patch, 3), np.uint8)
+    return {'lr': lr, 'hr': lr.repeat(scale, 1).repeat(scale, 2)}
+
+
+def of(name: str, config: Any, size: int, patch: int) -> int:
+    """Bytes of resident memory, for a contender of benchmarks/train.py."""
+    settings = json.dumps([name, dataclasses.asdict(config), size, patch])
+    command = [sys.executable, '-m', 'benchmarks.peak', settings]
+    found = subprocess.run(command, cwd=_ROOT, check=True, capture_output=True, text=True)
+    return int(found.stdout.split()[-1])
+
+
+def main(settings: str) -> None:
+    """Import no more than the contender needs, train, and print the peak."""
+    name, values, size, patch = json.loads(settings)
+    images = batch(values['scale'], size, patch)
+    if name.startswith('torch'):
+        from benchmarks.torch_fmen import train_step
+
+        config: Any = types.SimpleNamespace(**values)
+        step = train_step(name, config, images, rate=1e-4)
+    else:
+        from benchmarks.train import ours
+        from fmen_jax.models.fmen import FMENConfig
+
+        step, _ = ours(name, FMENConfig(**values), images)
+    for _ in range(3):
+        step()
+    sys.stdout.write(f'{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}\n')
+
+
+if __name__ == '__main__':
+    main(sys.argv[1])
