@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
+from jax.ad_checkpoint import checkpoint_name
 
 from fmen_jax import onednn
 from fmen_jax.errors import InputError
@@ -22,6 +23,10 @@ Graph = Literal['expanded', 'collapsed', 'deploy']
 """How the network runs. 'expanded' and 'collapsed' are the train graph, with the same variables
 and figures: every RRRB as its three convolutions, or folded to one on the way, at about the cost of
 'deploy'. 'deploy' is the folded network, with variables of its own (`reparam.fold`)."""
+
+KEPT = 'kept'
+"""Name of what is worth keeping for the backward pass: convolutions and batch statistics, from
+which all else is computed again at the cost of reading them (`StepConfig.remat`)."""
 
 
 def uniform_fan_in(fan_in: int) -> nn.initializers.Initializer:
@@ -43,7 +48,8 @@ def conv(x: Array, params: Params, *, padding: str = 'SAME', stride: int = 1) ->
         params = packed(params, pixels)
     kernel, bias = params['kernel'], params['bias']
     if onednn.takes(x, kernel, padding=padding, stride=stride):
-        return onednn.conv(x, kernel.astype(x.dtype), bias.astype(x.dtype))
+        y = onednn.conv(x, kernel.astype(x.dtype), bias.astype(x.dtype))
+        return checkpoint_name(y, KEPT)
     y = lax.conv_general_dilated(
         x,
         kernel.astype(x.dtype),
@@ -53,7 +59,8 @@ def conv(x: Array, params: Params, *, padding: str = 'SAME', stride: int = 1) ->
     )
     # added in float32: its gradient is a sum over all pixels, which in bfloat16 stops growing
     wide = jnp.promote_types(x.dtype, jnp.float32)
-    return (y.astype(wide) + bias.astype(wide).reshape(1, 1, 1, -1)).astype(x.dtype)
+    y = (y.astype(wide) + bias.astype(wide).reshape(1, 1, 1, -1)).astype(x.dtype)
+    return checkpoint_name(y, KEPT)
 
 
 def pack(x: Array, pixels: int) -> Array:
@@ -170,7 +177,7 @@ class BatchNorm(nn.Module):
         pivot = lax.stop_gradient(self.mean.value).astype(x.dtype)
         away = x - jnp.tile(pivot, x.shape[3] // self.features).reshape(1, 1, 1, -1)
         sums = jnp.stack([away.mean((0, 1, 2)), jnp.square(away).mean((0, 1, 2))])
-        first, second = sums.reshape(2, -1, self.features).mean(1)
+        first, second = checkpoint_name(sums.reshape(2, -1, self.features).mean(1), KEPT)
         return pivot + first, jnp.maximum(second - jnp.square(first), 0)
 
     def _affine(self, mean: Array, var: Array) -> tuple[Array, Array]:

@@ -16,7 +16,7 @@ from jax import Array, lax
 from jax.sharding import Mesh
 
 from fmen_jax import parallel
-from fmen_jax.models.layers import Graph, Params
+from fmen_jax.models.layers import KEPT, Graph, Params
 from fmen_jax.training.state import TrainState
 
 Batch = dict[str, Array]
@@ -37,8 +37,9 @@ class StepConfig:
     dtype: Literal['auto', 'float32', 'bfloat16', 'float64'] = 'auto'
     """Of images and activations; parameters, statistics and the loss are as the variables are.
     'auto' is bfloat16 on TPUs, whose products are of bfloat16 in any case, float32 elsewhere."""
-    remat: bool = False
-    """Compute activations again in the backward pass instead of keeping them."""
+    remat: Literal['auto', 'none', 'cheap', 'full'] = 'auto'
+    """What the backward pass computes again instead of keeping it: nothing, or all but convolutions
+    and batch statistics, or all. 'auto' is 'cheap' on a CPU, 'none' elsewhere (docs/tpu.md)."""
     packed: int = 0
     """Pixels of a row that are computed side by side, with the same result: 2 fills the lanes of a
     TPU (docs/tpu.md). 0 is 2 there, for even patches, and 1 elsewhere."""
@@ -55,6 +56,7 @@ class StepConfig:
             self,
             dtype=dtype if self.dtype == 'auto' else self.dtype,
             packed=self.packed or packed,
+            remat=self.remat if self.remat != 'auto' else 'cheap' if backend == 'cpu' else 'none',
         )
 
 
@@ -86,7 +88,9 @@ def make_train_step(
     Under jit with a sharded batch the statistics of the batch norms are those of the global batch,
     or with config.statistics 'device' those of each part, for which `mesh` says where they are.
     """
-    dtype = jnp.dtype(config.on(jax.default_backend()).dtype)
+    config = config.on(jax.default_backend())
+    dtype = jnp.dtype(config.dtype)
+    kept = (KEPT,) if config.remat == 'cheap' else ()
 
     def forward(params: Params, batch_stats: Params, lr: Array) -> tuple[Array, Any]:
         variables = {'params': params, 'batch_stats': batch_stats}
@@ -94,7 +98,8 @@ def make_train_step(
         return output, update.get('batch_stats', {})
 
     def loss(params: Params, batch_stats: Params, batch: Batch) -> tuple[Array, Params]:
-        run = jax.checkpoint(forward) if config.remat else forward
+        policy = jax.checkpoint_policies.save_only_these_names(*kept)
+        run = forward if config.remat == 'none' else jax.checkpoint(forward, policy=policy)
         # libtpu 0.0.42 crashes on a conversion that it moves into the first convolution's gradient,
         # with four patches a chip
         lr = lax.optimization_barrier(batch['lr'].astype(dtype))

@@ -96,11 +96,12 @@ def test_bfloat16_keeps_parameters_and_statistics_in_float32(tiny: Golden) -> No
 
 
 @pytest.mark.usefixtures('x64')
-def test_rematerialisation_changes_nothing(tiny: Golden) -> None:
+@pytest.mark.parametrize('remat', ['cheap', 'full'])
+def test_rematerialisation_changes_nothing(tiny: Golden, remat: Any) -> None:
     _, variables = train_variables(tiny)
-    plain = train(tiny, variables, 'collapsed', StepConfig(dtype='float64'))
-    remat = train(tiny, variables, 'collapsed', StepConfig(dtype='float64', remat=True))
-    assert_close(remat[1], plain[1], 1e-12)
+    plain = train(tiny, variables, 'collapsed', StepConfig(dtype='float64', remat='none'))
+    again = train(tiny, variables, 'collapsed', StepConfig(dtype='float64', remat=remat))
+    assert_close(again[1], plain[1], 1e-12)
 
 
 @pytest.mark.usefixtures('x64')
@@ -156,9 +157,10 @@ def test_gradients_are_clipped(tiny: Golden) -> None:
 
 
 def test_what_the_backend_decides() -> None:
-    assert StepConfig().on('cpu') == StepConfig(dtype='float32', packed=1)
-    assert StepConfig().on('tpu', patch=48) == StepConfig(dtype='bfloat16', packed=2)
+    assert StepConfig().on('cpu') == StepConfig(dtype='float32', packed=1, remat='cheap')
+    on_tpu = StepConfig(dtype='bfloat16', packed=2, remat='none')
+    assert StepConfig().on('tpu', patch=48) == on_tpu
     assert StepConfig().on('tpu', patch=47).packed == 1
     assert StepConfig().on('tpu', 'expanded').packed == 1
-    said = StepConfig(dtype='float64', packed=4)
+    said = StepConfig(dtype='float64', packed=4, remat='full')
     assert said.on('tpu', patch=8) == said
