@@ -18,7 +18,7 @@ def in_turn(contenders: Contenders, rounds: int) -> dict[str, list[float]]:
 
     The neighbour before still has its threads spinning and its data in the cache, so the order is
     new in each round, and short work is repeated: a turn is a call that does not count, then
-    calls for a tenth of a second, of which the mean does. Long work is called once.
+    calls for a tenth of a second, or one, of which the mean does.
     """
     order, shuffle = list(contenders), random.Random(0).shuffle
     times: dict[str, list[float]] = {name: [] for name in contenders}
@@ -30,8 +30,7 @@ def in_turn(contenders: Contenders, rounds: int) -> dict[str, list[float]]:
         shuffle(order)
         for name in order:
             call, repeat = contenders[name], repeats[name]
-            if repeat > 1:
-                call()
+            call()
             times[name].append(_seconds(*[call] * repeat) / repeat)
     return times
 
