@@ -5,7 +5,7 @@ bytes are what XLA plans; what its libraries take besides is in the peak of a pr
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -23,6 +23,7 @@ from fmen_jax.training.state import init_state
 from fmen_jax.training.step import StepConfig, make_train_step
 
 RATE = 1e-4
+SIZES = (16, 64)
 OURS = 'ours, collapsed'
 # how each is built: the graph, the compiler, and whether the loss is taken before the shuffle
 _FORMS: dict[str, tuple[Any, Callable, bool]] = {
@@ -60,7 +61,7 @@ def ours(
     return call, compiled.memory_analysis().temp_size_in_bytes
 
 
-def measure(*, quick: bool, sizes: Sequence[int] = (16, 64)) -> dict[str, Any]:
+def measure(*, quick: bool) -> dict[str, Any]:
     """Rows, and the ratios that matter."""
     from benchmarks.torch_fmen import train_step  # here: `peak` measures ours without PyTorch
 
@@ -68,7 +69,7 @@ def measure(*, quick: bool, sizes: Sequence[int] = (16, 64)) -> dict[str, Any]:
     state = porting.to_state_dict(initial_variables(config, 'expanded'), config, 'expanded')
     found: list[dict[str, Any]] = []
     summary: dict[str, Any] = {}
-    for size in (2,) if quick else sizes:
+    for size in (2,) if quick else SIZES:
         patch = 16 if quick else 48
         batch = peak.batch(config.scale, size, patch)
         mine = {name: ours(name, config, batch) for name in _FORMS}
@@ -80,12 +81,13 @@ def measure(*, quick: bool, sizes: Sequence[int] = (16, 64)) -> dict[str, Any]:
         losses = {name: call() for name, call in calls.items()}
         times = in_turn(calls, 1 if quick else 7 if size < 64 else 3)
         del calls, torches  # what they hold is not to be in the way of the processes below
-        # once: compiling PyTorch anew for each takes its time
-        peaks = {n: peak.of(n, config, size, patch) if size < 64 else None for n in times}
+        # of the first size alone: compiling PyTorch anew for each takes its time
+        alone = () if found else (OURS, 'torch') if quick else tuple(times)
+        peaks = {name: peak.of(name, config, size, patch) for name in alone}
         for row in rows(times, batch=size):
             name = row['contender']
             temp = mine[name][1] if name in mine else None
-            row |= {'first_loss': losses[name], 'temp_bytes': temp, 'process_peak': peaks[name]}
+            row |= {'first_loss': losses[name], 'temp_bytes': temp, 'process_peak': peaks.get(name)}
             found.append(row)
         best = min((n for n in times if n in TORCHES), key=lambda n: float(np.median(times[n])))
         summary[f'batch_{size}'] = {
@@ -98,7 +100,7 @@ def measure(*, quick: bool, sizes: Sequence[int] = (16, 64)) -> dict[str, Any]:
             'process_peak_vs_least_torch': peaks[OURS]
             / min(peaks[n] for n in TORCHES if n in peaks),
         }
-        if peaks[OURS]:
+        if best in peaks:
             summary[f'batch_{size}']['process_peak_vs_best_torch'] = peaks[OURS] / peaks[best]
     first = next(iter(summary.values()))
     return {

@@ -108,7 +108,7 @@ def test_the_engine_gives_the_same_picture(monkeypatch: pytest.MonkeyPatch) -> N
     np.testing.assert_allclose(found, Xla(net, 'float32')(x), atol=1e-3)
 
 
-@pytest.mark.parametrize('settings', [{}, {'remat': 'none'}, {'accumulate': 2, 'packed': 2}])
+@pytest.mark.parametrize('settings', [{}, {'remat': 'none', 'accumulate': 2, 'packed': 2}])
 def test_a_train_step_is_the_same(settings: dict[str, Any]) -> None:
     config = StepConfig(**settings)
     optimizer = make_optimizer(OptimConfig(learning_rate=1e-3, schedule='constant'), 10)
