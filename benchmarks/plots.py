@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import matplotlib.figure
 
 Rows = Sequence[dict[str, Any]]
@@ -30,6 +31,7 @@ def draw(results: dict[str, Any], folder: Path) -> list[Path]:
 def _infer(figure: Any, rows: Rows) -> None:
     """Seconds against the fastest PyTorch of each size."""
     axes = figure.subplots()
+    axes.set_prop_cycle(color=matplotlib.colormaps['tab20'].colors)
     sizes = list(dict.fromkeys((r['height'], r['width']) for r in rows))
     best = {
         size: min(
@@ -75,7 +77,9 @@ def _bars(figure: Any, rows: Rows, by: str, units: dict[str, float], labels: lis
         figure.subplots(1, len(units), sharey=True), units.items(), labels, strict=True
     ):
         for place, group in enumerate(groups):
-            values = {r['contender']: r[key] / unit for r in rows if r[by] == group}
+            values = {
+                r['contender']: r[key] / unit for r in rows if r[by] == group and r[key] is not None
+            }
             heights = [names.index(name) + place * 0.8 / len(groups) for name in values]
             axes.barh(heights, list(values.values()), 0.8 / len(groups), label=f'{by} {group}')
         axes.set_yticks([i + 0.2 for i in range(len(names))], names)
