@@ -1,7 +1,7 @@
 """The pipeline alone against what the train step consumes, FMEN-S x4, batches of 16 and 64.
 
 Four photographs of scikit-image, prepared once; batches of 48x48 as the training loop takes them,
-through the same prefetching threads. Not with the step beside it: docs/training.md has the share
+through the same prefetching threads. Not with the step beside it: docs/performance.md has the share
 of the time that a run waited for data.
 """
 
