@@ -73,6 +73,8 @@ def test_killed_and_run_again(weights: Path, folder: Path, tmp_path: Path) -> No
 @pytest.mark.slow
 def test_ctrl_c_leaves_no_half_file(weights: Path, folder: Path, tmp_path: Path) -> None:
     out = tmp_path / 'out'
+    # the last one is so large that the job cannot be over when the signal comes
+    images.write(folder / 'zz.png', images.Picture(np.tile(PHOTO, (8, 8, 1))))
     verb = [sys.executable, '-m', 'fmen_jax', 'upscale', str(folder), '-o', str(out)]
     slow = ('-w', str(weights), '--engine', 'xla', '--self-ensemble', '--tile', '60')
     process = subprocess.Popen([*verb, *slow], cwd=ROOT)
