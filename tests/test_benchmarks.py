@@ -22,10 +22,11 @@ def quick(tmp_path: Path, *sections: str) -> dict[str, Any]:
 @pytest.mark.slow
 def test_all_contenders_of_the_train_step_have_the_same_loss(tmp_path: Path) -> None:
     found = quick(tmp_path, 'train')['train']
-    losses = {row['contender']: row['first_loss'] for row in found['rows']}
-    assert len(losses) == 6
-    # losses of about 126; float32 in other orders
-    assert max(losses.values()) - min(losses.values()) < 1e-3
+    for batch in (2, 3):
+        losses = [row['first_loss'] for row in found['rows'] if row['batch'] == batch]
+        assert len(losses) == 6
+        # losses of about 126; float32 in other orders
+        assert max(losses) - min(losses) < 1e-3
     assert found['speedup_vs_best_torch'] > 0
 
 
