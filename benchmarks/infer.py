@@ -58,7 +58,7 @@ def measure(*, quick: bool) -> dict[str, Any]:
         expected = same['torch'](x)
         differences = {n: float(np.abs(call(x) - expected).max()) for n, call in same.items()}
         calls = {n: functools.partial(call, x) for n, call in (same | others).items()}
-        rounds = 1 if quick else int(np.clip(200_000 / (height * width), 3, 15))
+        rounds = 1 if quick else int(np.clip(200_000 / (height * width), 5, 15))
         times = in_turn(calls, rounds)
         for row in rows(times, height=height, width=width):
             found.append(row | {'max_difference': differences.get(row['contender'])})
