@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import torch
 
-from benchmarks.torch_fmen import TorchFMEN
+from benchmarks import torch_fmen
 from fmen_jax.inference.engines import Xla, make_engine
 from fmen_jax.models import zoo
 from fmen_jax.models.fmen import FMENConfig
@@ -44,9 +44,9 @@ def compiled(net: Network, compile_: Callable = jax.jit) -> Contender:
     return lambda x: np.asarray(function(net.variables, x))
 
 
-def torch_module(net: Network) -> TorchFMEN:
+def torch_module(net: Network) -> torch_fmen.TorchFMEN:
     """The deploy graph in plain PyTorch, with the same weights."""
-    module = TorchFMEN(net.config, deploy=True).eval()  # pyright: ignore[reportArgumentType]
+    module = torch_fmen.TorchFMEN(net.config, deploy=True).eval()  # pyright: ignore[reportArgumentType]
     module.load_state_dict({k: torch.tensor(v) for k, v in net.state_dict('github').items()})
     return module
 
@@ -55,7 +55,7 @@ def of_torch(net: Network, *, channels_last: bool = False, compiled: bool = Fals
     """PyTorch: eager or compiled, in either layout."""
     layout = torch.channels_last if channels_last else torch.contiguous_format
     module = torch_module(net).to(memory_format=layout)  # pyright: ignore[reportCallIssue]
-    run: Any = torch.compile(module, dynamic=False) if compiled else module
+    run: Any = torch_fmen.compiled(module) if compiled else module
 
     def call(x: np.ndarray) -> np.ndarray:
         with torch.inference_mode():

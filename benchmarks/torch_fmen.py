@@ -130,6 +130,16 @@ class TorchFMEN(nn.Module):
         return self.tail(self.lr_conv(h) + x)
 
 
+def compiled(module: nn.Module) -> Any:
+    """The module, compiled for each size by itself.
+
+    After eight sizes PyTorch would go on uncompiled, with a warning: here that is an error, at 64.
+    """
+    torch._dynamo.config.recompile_limit = 64
+    torch._dynamo.config.fail_on_recompile_limit_hit = True
+    return torch.compile(module, dynamic=False)
+
+
 def train_step(
     name: str,
     config: 'FMENConfig',
@@ -147,7 +157,7 @@ def train_step(
         model.load_state_dict({key: torch.tensor(value) for key, value in state.items()})
     layout = torch.channels_last if 'channels_last' in name else torch.contiguous_format
     model = model.to(memory_format=layout).train()  # pyright: ignore[reportCallIssue]
-    run: Any = torch.compile(model) if 'compiled' in name else model
+    run: Any = compiled(model) if 'compiled' in name else model
     optimizer = torch.optim.Adam(model.parameters(), rate, eps=1e-8)
 
     def call() -> float:

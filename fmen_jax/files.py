@@ -5,11 +5,13 @@ import glob
 import hashlib
 import os
 import platform
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import platformdirs
 import psutil
+
+from fmen_jax.errors import InputError
 
 
 @contextlib.contextmanager
@@ -31,6 +33,15 @@ def written_aside(path: Path) -> Iterator[Path]:
         aside.replace(path)
     finally:
         aside.unlink(missing_ok=True)
+
+
+def check_ending(path: Path, endings: Sequence[str], kind: str) -> None:
+    """Raise InputError unless a path ends like files of its kind, 'a picture' say."""
+    if path.suffix.lower() not in endings:
+        raise InputError(
+            f'{path}: the ending {path.suffix!r} is not that of {kind}; expected one of '
+            f'{", ".join(endings)}.'
+        )
 
 
 def write_text(path: Path, text: str) -> None:

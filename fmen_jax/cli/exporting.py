@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from tyro.conf import Positional, arg
 
 from fmen_jax.errors import InputError
-from fmen_jax.files import written_aside
+from fmen_jax.files import check_ending, written_aside
 
 ENDINGS = ('.onnx', '.stablehlo', '.safetensors', '.pth', '.pt')
 
@@ -32,8 +32,7 @@ def export(
     from fmen_jax import pretrained
 
     ending = output.suffix.lower()
-    if ending not in ENDINGS:
-        raise InputError(f'{output}: expected one of the endings {", ".join(ENDINGS)}.')
+    check_ending(output, ENDINGS, 'an exported network')
     if shape and ending != '.onnx':
         raise InputError(f'{output}: a fixed shape is for .onnx; the others take any size.')
     network = pretrained.load(weights).fold()

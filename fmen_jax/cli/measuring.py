@@ -43,13 +43,13 @@ def evaluate(
     from fmen_jax.data.pairs import find_pairs
     from fmen_jax.evaluation import benchmark, protocols, report
     from fmen_jax.evaluation.sheet import Sheet
-    from fmen_jax.files import write_text
+    from fmen_jax.files import check_ending, write_text
     from fmen_jax.inference.upscaler import Upscaler
 
     rule = protocols.protocol(protocol)
     contact = Sheet() if sheet else None
     if sheet:
-        images.check_ending(sheet)
+        check_ending(sheet, images.ENDINGS, 'a picture')
     keep_compiled()
     upscalers = {name: Upscaler(pretrained.load(name)) for name in weights}
     work = [
@@ -118,7 +118,7 @@ def compare(
     from fmen_jax.data import images
     from fmen_jax.data.pairs import find_pairs
     from fmen_jax.evaluation import benchmark, comparison, protocols
-    from fmen_jax.files import write_text
+    from fmen_jax.files import check_ending, write_text
     from fmen_jax.inference.upscaler import Upscaler
     from fmen_jax.models import zoo
     from fmen_jax.pretrained import load
@@ -129,7 +129,7 @@ def compare(
         raise InputError('--plot needs --data, and --networks with weights, to have a PSNR.')
     if plot:
         require('matplotlib', 'plots', 'a plot')
-        images.check_ending(plot)
+        check_ending(plot, images.ENDINGS, 'a picture')
     keep_compiled()
     entries = []
     for name in names:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from fmen_jax.errors import InputError
-from fmen_jax.files import written_aside
+from fmen_jax.files import check_ending, written_aside
 
 # Lossy formats at a quality that does not throw away in saving what was upscaled with care.
 _SAVE_OPTIONS: dict[str, dict[str, Any]] = {
@@ -92,7 +92,7 @@ def write(path: Path, picture: Picture) -> None:
     """
     import pyvips
 
-    check_ending(path)
+    check_ending(path, ENDINGS, 'a picture')
     pixels = picture.pixels[..., :1] if picture.gray else picture.pixels
     image: Any = pyvips.Image.new_from_array(np.ascontiguousarray(pixels))
     image = image.copy(interpretation='b-w' if picture.gray else 'srgb')
@@ -103,12 +103,3 @@ def write(path: Path, picture: Picture) -> None:
             image.write_to_file(str(aside), **_SAVE_OPTIONS[path.suffix.lower()])
     except pyvips.Error as error:
         raise InputError(f'{path}: could not be written: {reason(error)}') from error
-
-
-def check_ending(path: Path) -> None:
-    """Raise InputError unless the ending is that of a picture."""
-    if path.suffix.lower() not in ENDINGS:
-        raise InputError(
-            f'{path}: the ending {path.suffix!r} is not that of a picture; expected one of '
-            f'{", ".join(ENDINGS)}.'
-        )

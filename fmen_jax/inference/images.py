@@ -172,12 +172,3 @@ def filled(pixels: np.ndarray) -> np.ndarray:
     if pixels.dtype != np.float32:
         colour = np.rint(colour)
     return np.concatenate([colour.astype(pixels.dtype), pixels[..., -1:]], -1)
-
-
-def check_ending(path: Path) -> None:
-    """Raise InputError unless the ending is that of a picture."""
-    if path.suffix.lower() not in ENDINGS:
-        raise InputError(
-            f'{path}: the ending {path.suffix!r} is not that of a picture; expected one of '
-            f'{", ".join(ENDINGS)}.'
-        )

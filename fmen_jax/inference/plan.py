@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fmen_jax.errors import InputError
+from fmen_jax.files import check_ending
 from fmen_jax.inference import images
 
 
@@ -101,7 +102,7 @@ def plan(
             for source, home in sources
         ]
     for target in targets:
-        images.check_ending(target)
+        check_ending(target, images.ENDINGS, 'a picture')
     items = [Item(source, target) for (source, _), target in zip(sources, targets, strict=True)]
     _check(items)
     return items[shard.index :: shard.count]
@@ -133,7 +134,7 @@ def _pictures(given: str) -> list[tuple[Path, Path]]:
             raise InputError(f'{path}: no pictures ({", ".join(images.ENDINGS)}) in this folder.')
         return [(p, path) for p in found]
     if path.exists():
-        images.check_ending(path)
+        check_ending(path, images.ENDINGS, 'a picture')
         return [(path, path.parent)]
     if glob.has_magic(given):
         names = glob.glob(given, recursive=True)  # noqa: PTH207 - absolute ones too

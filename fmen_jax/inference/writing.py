@@ -11,8 +11,8 @@ import numpy as np
 
 from fmen_jax.data.images import reason
 from fmen_jax.errors import InputError
-from fmen_jax.files import written_aside
-from fmen_jax.inference.images import Opened, check_ending
+from fmen_jax.files import check_ending, written_aside
+from fmen_jax.inference.images import ENDINGS, Opened
 
 _BLOBS = ('icc-profile-data', 'exif-data', 'xmp-data', 'iptc-data')
 _LARGEST = {'.jpg': 65535, '.jpeg': 65535, '.webp': 16383, '.avif': 16384}
@@ -90,7 +90,7 @@ class Writer:
         Raises:
           InputError: the ending is that of no picture, or its format cannot hold this one.
         """
-        check_ending(path)
+        check_ending(path, ENDINGS, 'a picture')
         self._path, self._source, self._options = path, source, options
         self._ending = path.suffix.lower()
         self._width, self._height = (side * scale for side in source.size)

@@ -16,19 +16,11 @@ import ml_dtypes
 import numpy as np
 
 from fmen_jax.errors import InputError
-from fmen_jax.files import written_aside
+from fmen_jax.files import check_ending, written_aside
 from fmen_jax.porting import pickled_tensors
 
 TORCH_ENDINGS = ('.pt', '.pth')
 ENDINGS = (*TORCH_ENDINGS, '.safetensors')
-
-
-def _check_ending(path: Path) -> None:
-    if path.suffix.lower() not in ENDINGS:
-        raise InputError(
-            f'{path}: the ending {path.suffix!r} is not that of a checkpoint; expected one of '
-            f'{", ".join(ENDINGS)}.'
-        )
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -37,7 +29,7 @@ def read(path: Path) -> dict[str, Any]:
     Raises:
       InputError: no such file, an unknown ending, a broken file, a pickle of more than tensors.
     """
-    _check_ending(path)
+    check_ending(path, ENDINGS, 'a checkpoint')
     if not path.is_file():
         raise InputError(f'{path}: no such file; expected a checkpoint ({", ".join(ENDINGS)}).')
     try:
@@ -136,7 +128,7 @@ def write(path: Path, state: Mapping[str, np.ndarray], metadata: Mapping[str, st
     Raises:
       InputError: an unknown ending, or a .pt without torch.
     """
-    _check_ending(path)
+    check_ending(path, ENDINGS, 'a checkpoint')
     if path.suffix.lower() == '.safetensors':
         blob = _safetensors_bytes(state, metadata)
         with written_aside(path) as aside:

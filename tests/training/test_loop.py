@@ -74,6 +74,16 @@ def losses(workdir: Path) -> dict[int, float]:
     return {r['step']: r['loss'] for r in records if 'loss' in r}
 
 
+def kill_at_ten(process: subprocess.Popen, workdir: Path) -> None:
+    """SIGKILL as soon as the checkpoint of step 10 is there."""
+    deadline = time.time() + 120
+    while not (workdir / 'checkpoints/10').exists() and time.time() < deadline:
+        assert process.poll() is None, 'it ended before it was killed'
+        time.sleep(0.01)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL, 'it ended before it was killed'
+
+
 @pytest.mark.slow
 def test_killed_and_run_again_gives_the_same_bits(
     photos: Path, tmp_path: Path, environment: dict[str, str]
@@ -82,13 +92,7 @@ def test_killed_and_run_again_gives_the_same_bits(
     options = ('--step.ema-decay', '0.9')
     subprocess.run(command(whole, photos, *options), env=environment, check=True)
     process = subprocess.Popen(command(killed, photos, *options), env=environment)
-    deadline = time.time() + 120
-    while process.poll() is None and time.time() < deadline:
-        if (killed / 'checkpoints/10').exists():
-            break
-        time.sleep(0.01)
-    process.kill()  # SIGKILL
-    assert process.wait() == -signal.SIGKILL, 'it ended before it was killed'
+    kill_at_ten(process, killed)
     assert not (killed / 'weights.safetensors').exists()
     again = (*options, '--pipeline.threads', '5')  # other workers, the same data
     done = subprocess.run(command(killed, photos, *again), env=environment, check=False)
@@ -122,13 +126,7 @@ def test_one_of_two_processes_killed_and_run_again_by_one(
     steps = ('--loop.steps', '60')
     subprocess.run(command(whole, photos, *steps), env=environment, check=True)
     running = pair(command(killed, photos, *steps), environment, stderr=subprocess.PIPE)
-    deadline = time.time() + 120
-    while all(p.poll() is None for p in running) and time.time() < deadline:
-        if (killed / 'checkpoints/10').exists():
-            break
-        time.sleep(0.01)
-    running[1].kill()
-    assert running[1].wait() == -signal.SIGKILL, 'it ended before it was killed'
+    kill_at_ten(running[1], killed)
     _, messages = running[0].communicate(timeout=60)  # heartbeats are missed for 30 s at most
     assert running[0].returncode not in (0, None)
     assert b'another task died' in messages or b'ended or cannot be reached' in messages
