@@ -71,6 +71,26 @@ class Experiment:
         for name in ('steps', 'log_every', 'validate_every', 'checkpoint_every', 'keep'):
             if getattr(self.loop, name) < 1:
                 raise InputError(f'loop.{name} is {getattr(self.loop, name)}; expected 1 or more.')
+        batch, parts, decay = self.pipeline.batch, self.step.accumulate, self.step.ema_decay
+        for name, value, least in (
+            ('pipeline.patch', self.pipeline.patch, 1),
+            ('pipeline.batch', batch, 1),
+            ('pipeline.seed', self.pipeline.seed, 0),
+            ('step.accumulate', parts, 1),
+            ('optim.parts', self.optim.parts, 1),
+        ):
+            if value < least:
+                raise InputError(f'{name} is {value}; expected {least} or more.')
+        if batch % parts:
+            raise InputError(
+                f'step.accumulate is {parts}, which does not divide a batch of {batch}.'
+            )
+        if not 0 <= decay < 1:
+            raise InputError(f'step.ema-decay is {decay}; expected 0, or less than 1.')
+        if self.model.n_colors != 3:
+            raise InputError(
+                f'model.n_colors is {self.model.n_colors}; pictures are read as 3, RGB.'
+            )
 
 
 FREE = (

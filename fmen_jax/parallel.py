@@ -42,10 +42,11 @@ def watched() -> Iterator[None]:
     except Exception as error:
         if jax.process_count() == 1:
             raise
+        reason = (str(error).splitlines() or [repr(error)])[0][:200]
         raise LostError(
-            f'a process of the {jax.process_count()} ended or cannot be reached '
-            f'({str(error).splitlines()[0][:200]}). Its own output says why. The same command, '
-            'with this or another number of processes, goes on from the last checkpoint.'
+            f'a process of the {jax.process_count()} ended or cannot be reached ({reason}). Its '
+            'own output says why. The same command, with this or another number of processes, '
+            'goes on from the last checkpoint.'
         ) from error
 
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 import tyro
 from tyro.conf import Positional, arg
 
-from fmen_jax.errors import InputError
+from fmen_jax.errors import FMENError, InputError
 
 
 def prepare(
@@ -86,6 +86,8 @@ def train(args: Sequence[str]) -> int:
         default=Train(tyro.MISSING, experiment),
     )
 
+    import jax
+
     from fmen_jax import parallel
     from fmen_jax.compiler import keep_compiled
     from fmen_jax.inference.upscaler import Upscaler
@@ -101,9 +103,12 @@ def train(args: Sequence[str]) -> int:
             profile=given.profile,
             report=lambda r: print(_line(r), flush=True),
         )
-    except parallel.LostError as error:
+    except FMENError as error:
+        if jax.process_count() == 1:
+            raise
         print(f'error: {error}', file=sys.stderr, flush=True)
-        os._exit(1)  # leaving in order would wait for the other processes
+        # leaving in order would wait for the other processes
+        os._exit(2 if isinstance(error, InputError) else 1)
     print(weights or f'stopped; the same command goes on from the checkpoint in {given.workdir}')
     return 0 if weights else 130
 

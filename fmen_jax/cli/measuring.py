@@ -58,6 +58,8 @@ def evaluate(
         for folder in data
         for scale in [upscaler.scale]
     ]
+    for *_, upscaler, pairs in work:
+        benchmark.check(pairs, scale=upscaler.scale, protocol=rule)
     results = []
     with tqdm.tqdm(total=sum(len(pairs) for *_, pairs in work), unit='picture') as bar:
         for name, folder, upscaler, pairs in work:

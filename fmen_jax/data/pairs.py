@@ -52,7 +52,7 @@ def find_pairs(folder: Path, scale: int) -> list[Pair]:
         names = {'s': scale, 'folder': folder.name}
         home = folder / hr_folder.format(**names)
         suffix = hr_name.removeprefix('{stem}')
-        found = sorted(home.glob(f'*{suffix}')) if home.is_dir() else []
+        found = sorted(home.glob(f'[!.]*{suffix}')) if home.is_dir() else []
         stems = [path.name.removesuffix(suffix) for path in found]
         if not stems:
             continue
@@ -65,7 +65,8 @@ def find_pairs(folder: Path, scale: int) -> list[Pair]:
                 f'{missing[0]}: add them, or take their folder away to have them all made.'
             )
         return [Pair(*pair) for pair in zip(stems, found, lr_files, strict=True)]
-    pictures = sorted(p for p in folder.iterdir() if p.suffix.lower() in images.ENDINGS)
+    seen = (p for p in folder.iterdir() if not p.name.startswith('.'))  # as macOS leaves them
+    pictures = sorted(p for p in seen if p.suffix.lower() in images.ENDINGS)
     if not pictures:
         raise InputError(
             f'{folder}: no pictures for x{scale}. Expected HR pictures, or one of the layouts '
@@ -113,7 +114,7 @@ def fitted(name: str, lr: np.ndarray, hr: np.ndarray, scale: int, *, where: str 
 
 def _kept(hr: np.ndarray, scale: int) -> np.ndarray:
     """The LR picture of an HR one, kept in the cache by its content."""
-    digest = hashlib.sha256(hr.tobytes()).hexdigest()[:32]
+    digest = hashlib.sha256(str(hr.shape).encode() + hr.tobytes()).hexdigest()[:32]
     path = cache_folder() / 'lr' / f'{digest}_x{scale}.png'
     if not path.exists():
         images.write(path, images.Picture(imresize(hr, 1 / scale)))

@@ -7,6 +7,8 @@ import numpy as np
 
 from fmen_jax.data.bicubic import imresize
 from fmen_jax.data.pairs import Loaded, Pair, load_pair
+from fmen_jax.errors import InputError
+from fmen_jax.evaluation.metrics import SSIM_WINDOW
 from fmen_jax.evaluation.protocols import Protocol, Score
 
 
@@ -41,6 +43,22 @@ class Result:
 def upscale_bicubic(lr: np.ndarray, scale: int) -> np.ndarray:
     """[H, W, 3] uint8 -> [scale H, scale W, 3] float64, not rounded."""
     return imresize(lr.astype(np.float64), scale)
+
+
+def check(pairs: list[Pair], *, scale: int, protocol: Protocol) -> None:
+    """Read all pairs, so that one that cannot be scored is found before the work.
+
+    Raises:
+      InputError: a picture that cannot be read or is too small; it is named.
+    """
+    least = SSIM_WINDOW + 2 * protocol.crop(scale)
+    for pair in pairs:
+        height, width, _ = load_pair(pair, scale).hr.shape
+        if min(height, width) < least:
+            raise InputError(
+                f'{pair.hr}: {width}x{height} is too small; protocol {protocol.name!r} needs '
+                f'{least} rows and columns at x{scale}.'
+            )
 
 
 def evaluate(

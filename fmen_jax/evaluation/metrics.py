@@ -12,7 +12,7 @@ from fmen_jax.errors import InputError
 # BT.601 in studio range: 16 for black, 235 for white. What MATLAB's rgb2ycbcr gives, unrounded.
 _LUMA = np.array([65.481, 128.553, 24.966]) / 255
 
-_WINDOW, _SIGMA, _K1, _K2, _PEAK = 11, 1.5, 0.01, 0.03, 255.0
+SSIM_WINDOW, _SIGMA, _K1, _K2, _PEAK = 11, 1.5, 0.01, 0.03, 255.0
 
 
 def luma(rgb: Any) -> Any:
@@ -46,10 +46,10 @@ def ssim(a: Any, b: Any) -> Any:
       InputError: images of other shapes, or smaller than the window.
     """
     _check(a, b)
-    if min(a.shape[:2]) < _WINDOW:
+    if min(a.shape[:2]) < SSIM_WINDOW:
         raise InputError(
-            f'images of {a.shape[1]}x{a.shape[0]} pixels, after cropping: SSIM needs {_WINDOW} or '
-            'more in width and height.'
+            f'images of {a.shape[1]}x{a.shape[0]} pixels, after cropping: SSIM needs '
+            f'{SSIM_WINDOW} or more in width and height.'
         )
     mean_a, mean_b = _blur(a), _blur(b)
     var_a, var_b = _blur(a * a) - mean_a**2, _blur(b * b) - mean_b**2
@@ -61,8 +61,8 @@ def ssim(a: Any, b: Any) -> Any:
 
 def _blur(x: Any) -> Any:
     """The Gaussian window over every place where it fits: [H - 10, W - 10, C]."""
-    weights = np.exp(-((np.arange(_WINDOW) - _WINDOW // 2) ** 2) / (2 * _SIGMA**2))
+    weights = np.exp(-((np.arange(SSIM_WINDOW) - SSIM_WINDOW // 2) ** 2) / (2 * _SIGMA**2))
     weights = (weights / weights.sum()).astype(x.dtype)
-    height, width = x.shape[0] - _WINDOW + 1, x.shape[1] - _WINDOW + 1
+    height, width = x.shape[0] - SSIM_WINDOW + 1, x.shape[1] - SSIM_WINDOW + 1
     rows: Any = sum(w * x[k : k + height] for k, w in enumerate(weights))
     return sum(w * rows[:, k : k + width] for k, w in enumerate(weights))

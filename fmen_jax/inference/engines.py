@@ -1,7 +1,9 @@
 """What runs a folded network: XLA, onnxruntime or OpenVINO behind one small interface."""
 
+import contextlib
 import importlib.util
 import sys
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import jax
@@ -20,6 +22,13 @@ Name = Literal['auto', 'xla', 'onnxruntime', 'openvino']
 """'auto': the fastest one that is installed on a CPU (docs/performance.md), 'xla' elsewhere."""
 
 Dtype = Literal['float32', 'bfloat16']
+
+
+_PROGRAMS = 16
+"""Input shapes for which XLA keeps programs, of some 4 MB each: a folder may have thousands."""
+
+_NO_MEMORY = ('RESOURCE_EXHAUSTED', 'Failed to allocate', 'bfc_arena', "Check 'ptr' failed")
+"""How XLA, onnxruntime and OpenVINO say it."""
 
 
 class OutOfMemoryError(FMENError):
@@ -64,7 +73,7 @@ def fastest(network: 'Network') -> Literal['xla', 'onnxruntime', 'openvino']:
 
 
 class Xla:
-    """JAX on any backend and all devices of this process; compiled once for each shape."""
+    """JAX on any backend and all devices of this process; compiled for each shape."""
 
     name = 'xla'
 
@@ -91,21 +100,19 @@ class Xla:
             return y.astype(jnp.float32)
 
         self._function = jit(function, libraries=True)
+        self._shapes: set[tuple[int, ...]] = set()
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
-        try:
-            with jax.default_matmul_precision(self._network.precision):
-                images: Any = x  # one device takes it as it is: 3 to 10 % of a small picture's time
-                if len(self._devices) > 1:
-                    images = jax.device_put(x, parallel.spread(self._devices, x.shape))
-                y = np.asarray(self._function(self._variables, images))
-                return y.reshape(*y.shape[:2], -1, x.shape[3])
-        except jax.errors.JaxRuntimeError as error:
-            if 'RESOURCE_EXHAUSTED' not in str(error):
-                raise
-            raise OutOfMemoryError(_too_large(x)) from error
-        except MemoryError as error:
-            raise OutOfMemoryError(_too_large(x)) from error
+        self._shapes.add(x.shape)
+        if len(self._shapes) > _PROGRAMS:
+            self._function.clear_cache()
+            self._shapes = {x.shape}
+        with _memory_for(x), jax.default_matmul_precision(self._network.precision):
+            images: Any = x  # one device takes it as it is: 3 to 10 % of a small picture's time
+            if len(self._devices) > 1:
+                images = jax.device_put(x, parallel.spread(self._devices, x.shape))
+            y = np.asarray(self._function(self._variables, images))
+            return y.reshape(*y.shape[:2], -1, x.shape[3])
 
 
 class OnnxRuntime:
@@ -127,7 +134,8 @@ class OnnxRuntime:
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
         given = np.ascontiguousarray(x.transpose(0, 3, 1, 2))
-        (y,) = self._session.run(None, {'lr': given})
+        with _memory_for(x):
+            (y,) = self._session.run(None, {'lr': given})
         return np.asarray(y).transpose(0, 2, 3, 1)
 
 
@@ -153,10 +161,19 @@ class OpenVino:
         )
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
-        results = self._compiled(np.ascontiguousarray(x.transpose(0, 3, 1, 2)))
+        with _memory_for(x):
+            results = self._compiled(np.ascontiguousarray(x.transpose(0, 3, 1, 2)))
         return np.asarray(results[0]).transpose(0, 2, 3, 1)
 
 
-def _too_large(x: np.ndarray) -> str:
-    n, height, width, _ = x.shape
-    return f'{n} x {width}x{height} pixels do not fit into memory: choose a smaller tile.'
+@contextlib.contextmanager
+def _memory_for(x: np.ndarray) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        if not (isinstance(error, MemoryError) or any(s in str(error) for s in _NO_MEMORY)):
+            raise
+        n, height, width, _ = x.shape
+        raise OutOfMemoryError(
+            f'{n} x {width}x{height} pixels do not fit into memory: choose a smaller tile.'
+        ) from error

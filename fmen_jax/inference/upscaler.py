@@ -65,6 +65,11 @@ class Upscaler:
           batch: windows that run at once, of several pictures if need be.
           self_ensemble: the mean over the eight flips and turns.
         """
+        if (colors := getattr(network.config, 'n_colors', 3)) != 3:
+            raise InputError(
+                f'the network is of {colors} colours; pictures are upscaled by one of 3 (RGB). '
+                'Its functions take arrays: `network(x)`.'
+            )
         self.network = network.fold()
         self.scale = network.config.scale
         self.engine: Engine = make_engine(self.network, engine, dtype)

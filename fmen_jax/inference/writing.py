@@ -30,6 +30,14 @@ class SaveOptions:
     compression: int | None = None
     """0..9 for PNG (6 by default)."""
 
+    def __post_init__(self) -> None:
+        for name, value, least, most in (
+            ('quality', self.quality, 1, 100),
+            ('compression', self.compression, 0, 9),
+        ):
+            if value is not None and not least <= value <= most:
+                raise InputError(f'{name} is {value}; expected {least} to {most}.')
+
     def of(self, ending: str) -> dict[str, Any]:
         """Libvips' own options for an ending."""
         if ending in ('.jpg', '.jpeg'):

@@ -214,8 +214,15 @@ class FMEN(nn.Module):
 
         With `train` the batch norms of the train graph use and update the statistics of the batch:
         apply with `mutable=['batch_stats']`. The deploy graph has none and takes no notice.
+
+        Raises:
+          InputError: x has another number of colours.
         """
-        n, height, width, _ = x.shape
+        n, height, width, colors = x.shape
+        if colors != self.config.n_colors:
+            raise InputError(
+                f'x has {colors} colours; expected {self.config.n_colors}, as n_colors.'
+            )
         x = self.head(pack(x, self.packed))
         h = self.warmup[1](self.warmup[0](x), train=train)
         for erb, hfab in zip(self.ERBs, self.HFABs, strict=True):

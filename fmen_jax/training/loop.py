@@ -69,7 +69,7 @@ def train(
     if not e.data.train:
         raise InputError('data.train is empty: name folders of pictures to train on.')
     optimizer = make_optimizer(e.optim, e.loop.steps)
-    _claim(workdir, e)
+    _compare(workdir, e)
     sources = [open_source(prepare(name, scale, broken=e.data.broken)) for name in e.data.train]
     mesh = parallel.make_mesh()
     batches = Batches(
@@ -80,6 +80,7 @@ def train(
         unshuffled=True,
     )
     state = init_state(first_variables(e), optimizer, ema=e.step.ema_decay > 0)
+    _claim(workdir, e)  # not before the data and weights were found
     state = parallel.replicate(mesh, state)
     checkpoints: Checkpoints | None = Checkpoints(workdir / 'checkpoints', keep=e.loop.keep)
     log: Log | None = None
@@ -110,8 +111,9 @@ def train(
             write_weights(e, workdir, chosen, checkpoints.psnr(int(chosen.step)))
         parallel.wait_for_all('weights')
         return workdir / 'weights.safetensors'
-    except parallel.LostError:
-        checkpoints = None  # closing waits for all processes
+    except (parallel.LostError, InputError):
+        if jax.process_count() > 1:
+            checkpoints = None  # closing waits for all processes, which may not come here
         raise
     finally:
         if checkpoints:
@@ -178,7 +180,8 @@ class _Run:
             if validating or leaving or step % every.checkpoint_every == 0:
                 self._check(metrics, step)
                 before = time.perf_counter()
-                psnr = self._validate(state) if validating and not leaving else None
+                due = validating and (step == total or not leaving)
+                psnr = self._validate(state) if due else None
                 self._checkpoints.save(state, psnr=psnr)
                 clock += time.perf_counter() - before
             if leaving and step < total:
@@ -227,8 +230,8 @@ class _Tracing:
             self._active = False
 
 
-def _claim(workdir: Path, experiment: Experiment) -> None:
-    """Save the settings in a new workdir; compare them with those of an old one."""
+def _compare(workdir: Path, experiment: Experiment) -> None:
+    """Refuse a workdir that holds a run with other settings."""
     path, now = workdir / 'config.json', flat(experiment)
     if path.exists():
         # a setting that is younger than the run had its default
@@ -243,8 +246,13 @@ def _claim(workdir: Path, experiment: Experiment) -> None:
                 f'{workdir} holds a run with other settings: resume it with its own, or take '
                 'another workdir (--init-from starts from its weights):' + ''.join(changed)
             )
-    elif jax.process_index() == 0:
-        write_text(path, json.dumps(now, indent=1) + '\n')
+
+
+def _claim(workdir: Path, experiment: Experiment) -> None:
+    """Save the settings in a new workdir."""
+    path = workdir / 'config.json'
+    if jax.process_index() == 0 and not path.exists():
+        write_text(path, json.dumps(flat(experiment), indent=1) + '\n')
 
 
 @contextmanager

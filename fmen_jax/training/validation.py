@@ -26,10 +26,11 @@ class Validation:
     def __init__(
         self, folders: Sequence[str], protocol: str, scale: int, upscaler: MakeUpscaler
     ) -> None:
-        """Looks for the pictures.
+        """Reads all pictures once.
 
         Raises:
-          InputError: no such protocol, folders without pictures, or two of the same name.
+          InputError: no such protocol, folders without pictures, two of the same name, or pictures
+            that cannot be scored.
         """
         self._protocol = protocols.protocol(protocol)
         self._folders: dict[str, list[Pair]] = {
@@ -40,6 +41,8 @@ class Validation:
                 f'data.validation names folders of the same name, {", ".join(folders)}: their '
                 'figures could not be told apart; rename one.'
             )
+        for pairs in self._folders.values():
+            benchmark.check(pairs, scale=scale, protocol=self._protocol)
         self._upscaler = upscaler
 
     def __bool__(self) -> bool:

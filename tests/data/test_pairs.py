@@ -64,6 +64,14 @@ def test_layouts(layout: str, scale: int, tmp_path: Path, cache: Path) -> None:
         assert len(list(cache.glob('lr/*.png'))) == 2 * made
 
 
+def test_the_kept_lr_picture_is_of_the_shape_too(tmp_path: Path) -> None:
+    for height, width in ((8, 16), (16, 8)):
+        save(tmp_path / f'{height}.png', np.zeros((height, width, 3), np.uint8))
+    save(tmp_path / '._8.png', np.zeros((8, 8, 3), np.uint8))  # as macOS leaves them
+    shapes = [load_pair(pair, 2).lr.shape for pair in find_pairs(tmp_path, 2)]
+    assert shapes == [(8, 4, 3), (4, 8, 3)]
+
+
 def test_faults_of_folders(tmp_path: Path) -> None:
     with pytest.raises(InputError, match='missing: no such folder'):
         find_pairs(tmp_path / 'missing', 2)

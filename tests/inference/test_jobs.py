@@ -131,11 +131,14 @@ def test_names_on_standard_input_and_familiar_options(
     assert 'is x2, but x4 is asked for' in capsys.readouterr().err
     assert run_cli('upscale', folder, '-o', out, '-w', weights, '-t', 20) == 2
     assert 'a tile of 20 LR pixels is all halo' in capsys.readouterr().err
+    assert run_cli('upscale', folder, '-o', out, '-w', weights, '--quality', 200) == 2
+    assert 'quality is 200; expected 1 to 100' in capsys.readouterr().err
 
 
 PROGRAM = """
-import resource, sys
+import sys
 from pathlib import Path
+from benchmarks.peak import resident
 from fmen_jax.inference import jobs
 from fmen_jax.inference.plan import Item
 from fmen_jax.inference.upscaler import Upscaler
@@ -143,7 +146,7 @@ from fmen_jax.pretrained import load
 upscaler = Upscaler(load(sys.argv[1]), tile=256)
 (result,) = jobs.run([Item(Path(sys.argv[2]), Path(sys.argv[3]))], upscaler)
 assert not result.error, result.error
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+print(resident())
 """
 
 

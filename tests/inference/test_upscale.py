@@ -14,6 +14,7 @@ import pytest
 import skimage.data
 from PIL import Image
 
+from fmen_jax.inference import engines
 from fmen_jax.inference.upscaler import Upscaler
 from fmen_jax.pretrained import load
 from tests.conftest import ROOT, corrupted, run_cli
@@ -124,3 +125,27 @@ def test_errors_of_the_command_line(weights: Path, tmp_path: Path, capsys: Any) 
     assert 'error: fmen_s_x9 is neither a file nor a name' in capsys.readouterr().err
     assert run(tmp_path / 'a.png', '--nothing') == 2  # tyro's own words
     assert '--nothing' in capsys.readouterr().err
+
+
+def test_programs_of_many_sizes_are_let_go(weights: Path) -> None:
+    engine = engines.Xla(load(weights).fold(), 'float32')
+    for height in range(4, 4 + 2 * engines._PROGRAMS):
+        engine(np.zeros((1, height, 4, 3), np.float32))
+        assert engine._function._cache_size() <= engines._PROGRAMS
+
+
+@pytest.mark.parametrize('name', ['xla', 'onnxruntime', 'openvino'])
+def test_memory_that_is_not_there_is_told_alike(name: Any, weights: Path) -> None:
+    engine = engines.make_engine(load(weights), name)
+
+    class Failing:
+        def __call__(self, *args: Any) -> Any:
+            raise RuntimeError("RESOURCE_EXHAUSTED, bfc_arena, Check 'ptr' failed")
+
+        run = __call__
+
+    for attribute in ('_function', '_session', '_compiled'):
+        if hasattr(engine, attribute):
+            setattr(engine, attribute, Failing())
+    with pytest.raises(engines.OutOfMemoryError, match='choose a smaller tile'):
+        engine(np.zeros((1, 8, 8, 3), np.float32))

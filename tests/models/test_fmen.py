@@ -156,6 +156,16 @@ def test_bfloat16_runs_near_float32(tiny: Golden) -> None:
         assert_close(y.astype(float), tiny.image('eval/y'), 0.05 * np.ptp(tiny.image('eval/y')))
 
 
+def test_another_number_of_colours_is_refused() -> None:
+    config = FMENConfig(n_feats=8, mid_feats=5, down_blocks=1, up_blocks=(1, 1), n_colors=1)
+    module = config.build('deploy')
+    key, gray = jax.random.key(0), jnp.zeros((1, 4, 4, 1))
+    variables = module.init(key, gray)
+    assert jax.eval_shape(module.apply, variables, gray).shape[3] == 1  # pyright: ignore
+    with pytest.raises(InputError, match='x has 3 colours; expected 1'):
+        module.apply(variables, jnp.zeros((1, 4, 4, 3)))
+
+
 @pytest.mark.parametrize(
     ('field', 'value', 'message'),
     [

@@ -257,8 +257,10 @@ def test_a_loss_that_is_not_finite_names_the_step_and_keeps_the_last_checkpoint(
 ) -> None:
     wild = OptimConfig(name='sgd', learning_rate=1e4, schedule='constant')
     experiment = smoke(photos, optim=wild, step=StepConfig(loss='l2'))
-    with pytest.raises(loop.DivergedError, match=r'the loss of step \d+ is (nan|inf)'):
+    with pytest.raises(loop.DivergedError, match=r'the loss of step \d+ is (nan|inf)') as raised:
         run(experiment, tmp_path / 'run')
+    last = max((int(p.name) for p in (tmp_path / 'run/checkpoints').glob('[0-9]*')), default=None)
+    assert f'The last checkpoint is of step {last}.' in str(raised.value)
     assert not (tmp_path / 'run/weights.safetensors').exists()
 
 
@@ -271,11 +273,38 @@ def test_faults_before_the_work(photos: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match='folders of the same name'):
         again = dataclasses.replace(load_experiment(SMOKE), data=data)
         loop.train(again, tmp_path / 'run', upscaler=Upscaler)
+    save(tmp_path / 'small/a.png', np.zeros((14, 40, 3), np.uint8))
+    data = DataConfig(train=(str(photos),), validation=(str(tmp_path / 'small'),))
+    with pytest.raises(InputError, match=r'a.png: 40x14 is too small; protocol .y. needs 15 rows'):
+        again = dataclasses.replace(load_experiment(SMOKE), data=data)
+        loop.train(again, tmp_path / 'run', upscaler=Upscaler)
     with pytest.raises(InputError, match='no such file; expected an experiment'):
         load_experiment(tmp_path / 'none.py')
     (tmp_path / 'empty.py').write_text('')
     with pytest.raises(InputError, match='expected a variable `experiment`'):
         load_experiment(tmp_path / 'empty.py')
-    with pytest.raises(InputError, match='loop.steps is 0; expected 1 or more'):
-        Experiment(loop=dataclasses.replace(Experiment().loop, steps=0))
     assert not (tmp_path / 'run').exists()
+
+
+@pytest.mark.parametrize(
+    ('section', 'name', 'value', 'message'),
+    [
+        ('loop', 'steps', 0, 'loop.steps is 0; expected 1 or more'),
+        ('pipeline', 'batch', 0, 'pipeline.batch is 0; expected 1 or more'),
+        ('pipeline', 'seed', -1, 'pipeline.seed is -1; expected 0 or more'),
+        ('step', 'accumulate', 3, 'step.accumulate is 3, which does not divide a batch of 64'),
+        ('step', 'ema_decay', 1.5, 'step.ema-decay is 1.5; expected 0, or less than 1'),
+        ('model', 'n_colors', 1, 'model.n_colors is 1; pictures are read as 3'),
+    ],
+)
+def test_settings_that_cannot_be(section: str, name: str, value: Any, message: str) -> None:
+    changed = dataclasses.replace(getattr(Experiment(), section), **{name: value})
+    with pytest.raises(InputError, match=message):
+        dataclasses.replace(Experiment(), **{section: changed})
+
+
+def test_a_mistyped_folder_does_not_claim_the_workdir(photos: Path, tmp_path: Path) -> None:
+    experiment = dataclasses.replace(smoke(photos), data=DataConfig(train=('phtos',)))
+    with pytest.raises(InputError, match='phtos'):
+        loop.train(experiment, tmp_path / 'run', upscaler=Upscaler)
+    assert not (tmp_path / 'run/config.json').exists()
