@@ -81,7 +81,8 @@ def _bars(figure: Any, rows: Rows, by: str, units: dict[str, float], labels: lis
                 r['contender']: r[key] / unit for r in rows if r[by] == group and r[key] is not None
             }
             heights = [names.index(name) + place * 0.8 / len(groups) for name in values]
-            axes.barh(heights, list(values.values()), 0.8 / len(groups), label=f'{by} {group}')
+            if values:
+                axes.barh(heights, list(values.values()), 0.8 / len(groups), label=f'{by} {group}')
         axes.set_yticks([i + 0.2 for i in range(len(names))], names)
         axes.set(xlabel=label)
         axes.grid(alpha=0.3, axis='x')
