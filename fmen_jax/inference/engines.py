@@ -24,8 +24,9 @@ Name = Literal['auto', 'xla', 'onnxruntime', 'openvino']
 Dtype = Literal['float32', 'bfloat16']
 
 
-_PROGRAMS = 16
-"""Input shapes for which XLA keeps programs, of some 4 MB each: a folder may have thousands."""
+_PROGRAMS = 64
+"""Input shapes whose programs XLA keeps, of some 4 MB each: a folder may have thousands. A picture
+in tiles has 9, and 18 with its turns."""
 
 _NO_MEMORY = ('RESOURCE_EXHAUSTED', 'Failed to allocate', 'bfc_arena', "Check 'ptr' failed")
 """How XLA, onnxruntime and OpenVINO say it."""
