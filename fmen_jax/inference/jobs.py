@@ -154,7 +154,7 @@ class _Work:
 
     def _compute(self, opener: ThreadPoolExecutor, saver: ThreadPoolExecutor) -> None:
         saving: deque[Future] = deque()
-        for number, band in self._upscaler.bands(self._pictures(opener)):
+        for number, band in self._upscaler.bands(self._pictures(opener), self.stopped.is_set):
             if self.stopped.is_set():
                 break
             item, opened, writer = self._open[number]

@@ -108,8 +108,12 @@ class Upscaler:
             bands.append(band)
         return np.concatenate(bands)
 
-    def bands(self, pictures: Iterable[Rows]) -> Iterator[tuple[int, np.ndarray | FMENError]]:
+    def bands(
+        self, pictures: Iterable[Rows], stopped: Callable[[], bool] = bool
+    ) -> Iterator[tuple[int, np.ndarray | FMENError]]:
         """Upscale pictures, each from top to bottom; windows of several may run at once.
+
+        It ends after the window under way once `stopped()`, which is asked before each.
 
         Yields (number of the picture, [h, s W, C]): rows that follow those before; or, once for a
         picture that cannot be read or is too large, its error instead of the rows that are left.
@@ -141,6 +145,8 @@ class Upscaler:
                         break
                     waiting.append(band)
                     for tile in band.tiles():
+                        if stopped():
+                            return
                         if len(tiles) == self._batch or (
                             tiles and tiles[0].x.shape != tile.x.shape
                         ):

@@ -81,7 +81,7 @@ def test_ctrl_c_leaves_no_half_file(weights: Path, folder: Path, tmp_path: Path)
     while process.poll() is None and not (out.exists() and any(out.rglob('*.png'))):
         time.sleep(0.005)
     process.send_signal(signal.SIGINT)
-    assert process.wait(timeout=60) == 130
+    assert process.wait(timeout=60) == 130  # not after a row of its hundreds of windows
     found = [p for p in out.rglob('*') if p.is_file()]
     assert 0 < len(found) < 12
     for path in found:
