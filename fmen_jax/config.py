@@ -86,7 +86,7 @@ class Experiment:
                 f'step.accumulate is {parts}, which does not divide a batch of {batch}.'
             )
         if not 0 <= decay < 1:
-            raise InputError(f'step.ema-decay is {decay}; expected 0, or less than 1.')
+            raise InputError(f'step.ema_decay is {decay}; expected 0, or less than 1.')
         if self.model.n_colors != 3:
             raise InputError(
                 f'model.n_colors is {self.model.n_colors}; pictures are read as 3, RGB.'

@@ -77,11 +77,20 @@ def test_ctrl_c_leaves_no_half_file(weights: Path, folder: Path, tmp_path: Path)
     images.write(folder / 'zz.png', images.Picture(np.tile(PHOTO, (8, 8, 1))))
     verb = [sys.executable, '-m', 'fmen_jax', 'upscale', str(folder), '-o', str(out)]
     slow = ('-w', str(weights), '--engine', 'xla', '--self-ensemble', '--tile', '60')
-    process = subprocess.Popen([*verb, *slow], cwd=ROOT)
-    while process.poll() is None and not (out.exists() and any(out.rglob('*.png'))):
-        time.sleep(0.005)
-    process.send_signal(signal.SIGINT)
-    assert process.wait(timeout=60) == 130  # not after a row of its hundreds of windows
+    # a shell starts what runs in its background with Ctrl-C ignored, and children inherit that
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        process = subprocess.Popen([*verb, *slow], cwd=ROOT)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    try:
+        while process.poll() is None and not (out.exists() and any(out.rglob('*.png'))):
+            time.sleep(0.005)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=60) == 130
+    finally:
+        process.kill()  # not to run on beside the tests
+        process.wait()
     found = [p for p in out.rglob('*') if p.is_file()]
     assert 0 < len(found) < 12
     for path in found:

@@ -121,6 +121,25 @@ def test_rows_are_read_once_and_in_order() -> None:
     assert [start for start, _ in reads] == [0, *(stop for _, stop in reads[:-1])]
 
 
+def test_it_stops_after_the_window_under_way() -> None:
+    x, upscale, calls = floats(60, 300), Upscaler(network(2), tile=60), []
+    real = upscale.engine
+
+    class Counting:
+        name = 'counting'
+
+        def __call__(self, x: np.ndarray) -> np.ndarray:
+            calls.append(x.shape)
+            return real(x)
+
+    upscale.engine = Counting()
+    rows = Rows(60, 300, lambda a, b: x[a:b])
+    assert list(upscale.bands([rows], lambda: len(calls) == 2)) == []
+    assert len(calls) == 2
+    assert list(upscale.bands([rows]))
+    assert len(calls) > 6  # a row of windows is longer than that
+
+
 def test_out_of_memory_halves_the_tile_and_goes_on() -> None:
     net, x = network(2), floats(130, 90)
     whole = Upscaler(net, tile=0)(x)

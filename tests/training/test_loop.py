@@ -293,7 +293,7 @@ def test_faults_before_the_work(photos: Path, tmp_path: Path) -> None:
         ('pipeline', 'batch', 0, 'pipeline.batch is 0; expected 1 or more'),
         ('pipeline', 'seed', -1, 'pipeline.seed is -1; expected 0 or more'),
         ('step', 'accumulate', 3, 'step.accumulate is 3, which does not divide a batch of 64'),
-        ('step', 'ema_decay', 1.5, 'step.ema-decay is 1.5; expected 0, or less than 1'),
+        ('step', 'ema_decay', 1.5, 'step.ema_decay is 1.5; expected 0, or less than 1'),
         ('model', 'n_colors', 1, 'model.n_colors is 1; pictures are read as 3'),
     ],
 )
