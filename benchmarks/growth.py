@@ -12,8 +12,8 @@ import numpy as np
 from benchmarks import contenders, peak
 from benchmarks.train import OURS, ours
 from benchmarks.turns import in_turn
-from fmen_jax.compiler import jit
 from fmen_jax.models.fmen import FMENConfig
+from fmen_jax.runtime.compilation import jit
 
 SIDES = (16, 32, 64, 128, 256, 512)
 TILES = (1, 4, 16)
@@ -30,7 +30,7 @@ def measure(*, quick: bool) -> dict[str, Any]:
     for kind, value, shape in shapes:
         x = np.random.default_rng(0).uniform(0, 255, shape).astype(np.float32)
         (times,) = in_turn({'': lambda x=x: run(x)}, 1 if quick else 5).values()
-        program: Any = jit(net.module.apply, libraries=True)
+        program: Any = jit(net.module.apply, onednn='large')
         given = jax.ShapeDtypeStruct(shape, jnp.float32)
         plan = program.lower(net.variables, given).compile().memory_analysis()
         found.append(_row(kind, value, times, plan.temp_size_in_bytes, x.size // 3))

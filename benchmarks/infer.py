@@ -11,7 +11,7 @@ import numpy as np
 
 from benchmarks import contenders
 from benchmarks.turns import in_turn, ratio, rows
-from fmen_jax.compiler import jit
+from fmen_jax.runtime.compilation import jit
 
 # LR rows and columns; the outputs have 64 to 2160 rows
 SIZES = ((16, 16), (64, 64), (180, 320), (540, 960))

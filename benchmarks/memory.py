@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks import contenders
-from fmen_jax.compiler import jit
+from fmen_jax.runtime.compilation import jit
 
 # LR rows and columns of outputs of 1280x720 and 1920x1080
 SIZES = ((180, 320), (270, 480))

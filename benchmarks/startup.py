@@ -26,7 +26,7 @@ import jax
 part('import jax')
 import fmen_jax.cli
 from fmen_jax import pretrained
-from fmen_jax.compiler import keep_compiled
+from fmen_jax.runtime.compilation import keep_compiled
 from fmen_jax.inference import jobs
 from fmen_jax.inference.plan import plan
 from fmen_jax.inference.upscaler import Upscaler

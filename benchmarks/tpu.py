@@ -15,10 +15,10 @@ from jax.experimental import topologies
 from jax.sharding import Mesh
 
 from benchmarks.compiled import CHIPS, figures
-from fmen_jax import parallel
 from fmen_jax.config import Experiment
 from fmen_jax.errors import InputError
 from fmen_jax.models.initial import initial_variables
+from fmen_jax.runtime import devices
 from fmen_jax.training.optim import make_optimizer
 from fmen_jax.training.state import init_state
 from fmen_jax.training.step import make_train_step
@@ -42,7 +42,7 @@ def make_mesh(topology: str, rows: int = 1) -> Mesh:
             f'cannot compile for {topology}: {str(error).splitlines()[0]}. It needs '
             'pip install ".[tpu]", and a topology that libtpu knows.'
         ) from error
-    return parallel.make_mesh(rows, devices=found.devices)
+    return devices.make_mesh(rows, devices=found.devices)
 
 
 def train_step(experiment: Experiment, mesh: Mesh, batch: int) -> Any:
@@ -50,7 +50,7 @@ def train_step(experiment: Experiment, mesh: Mesh, batch: int) -> Any:
     e = experiment
     optimizer = make_optimizer(e.optim, e.loop.steps)
     state = init_state(initial_variables(e.model, e.graph), optimizer, ema=e.step.ema_decay > 0)
-    on_all, split = parallel.replicated(mesh), parallel.over_data(mesh)
+    on_all, split = devices.replicated(mesh), devices.over_data(mesh)
     state = jax.tree.map(
         lambda a: jax.ShapeDtypeStruct(np.shape(a), np.asarray(a).dtype, sharding=on_all), state
     )
@@ -75,11 +75,11 @@ def deploy(
     dtype = jnp.dtype(settings.dtype)
     module = e.model.build('deploy', packed=settings.packed, shuffle=shuffle)
     variables = jax.tree.map(
-        lambda a: jax.ShapeDtypeStruct(a.shape, dtype, sharding=parallel.replicated(mesh)),
+        lambda a: jax.ShapeDtypeStruct(a.shape, dtype, sharding=devices.replicated(mesh)),
         initial_variables(e.model, 'deploy'),
     )
     shape = (images, height, width, e.model.n_colors)
-    x = jax.ShapeDtypeStruct(shape, dtype, sharding=parallel.over_rows(mesh))
+    x = jax.ShapeDtypeStruct(shape, dtype, sharding=devices.over_rows(mesh))
     return jax.jit(module.apply).lower(variables, x).compile()
 
 

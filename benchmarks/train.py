@@ -14,10 +14,10 @@ import numpy as np
 from benchmarks import peak
 from benchmarks.turns import in_turn, ratio, rows
 from fmen_jax import porting
-from fmen_jax.compiler import jit
 from fmen_jax.data.pipeline import unshuffle
 from fmen_jax.models.fmen import FMENConfig
 from fmen_jax.models.initial import initial_variables
+from fmen_jax.runtime.compilation import jit
 from fmen_jax.training.optim import OptimConfig, make_optimizer
 from fmen_jax.training.state import init_state
 from fmen_jax.training.step import StepConfig, make_train_step
@@ -27,10 +27,10 @@ SIZES = (16, 64)
 OURS = 'ours, collapsed'
 # how each is built: the graph, the compiler, and whether the loss is taken before the shuffle
 _FORMS: dict[str, tuple[Any, Callable, bool]] = {
-    OURS: ('collapsed', functools.partial(jit, libraries=True), True),
+    OURS: ('collapsed', functools.partial(jit, onednn='large'), True),
     'ours, without oneDNN': ('collapsed', jit, True),
     'ours, plain jit': ('collapsed', jax.jit, False),
-    'ours, expanded': ('expanded', functools.partial(jit, libraries=True), True),
+    'ours, expanded': ('expanded', functools.partial(jit, onednn='large'), True),
 }
 TORCHES = (
     'torch',

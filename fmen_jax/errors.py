@@ -11,6 +11,10 @@ class InputError(FMENError, ValueError):
     """An argument, file or array is not what was expected."""
 
 
+class FMENWarning(UserWarning):
+    """Something is done otherwise than asked for; the command line prints it as a note."""
+
+
 def require(module: str, extra: str, purpose: str) -> None:
     """Raise InputError unless an optional dependency is installed, before work starts."""
     if importlib.util.find_spec(module) is None:

@@ -12,13 +12,13 @@ import numpy as np
 from flax.linen import Module
 
 from fmen_jax import porting
-from fmen_jax.compiler import jit
 from fmen_jax.download import PUBLISHED, download
 from fmen_jax.errors import InputError
 from fmen_jax.files import sha256
 from fmen_jax.models import zoo
 from fmen_jax.models.layers import Graph, Params
 from fmen_jax.models.reparam import fold
+from fmen_jax.runtime.compilation import jit
 
 SHIPPED = Path(__file__).parent / 'weights'
 """Weights of our own, NAME.safetensors, each with a card of how they came about, NAME.json."""

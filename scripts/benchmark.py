@@ -11,7 +11,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from fmen_jax.hugepages import start_with_huge_pages
+from fmen_jax.runtime.huge_pages import start_with_huge_pages
 
 SECTIONS = ('train', 'infer', 'memory', 'growth', 'data', 'jobs', 'startup')
 

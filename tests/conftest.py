@@ -15,6 +15,7 @@ import pytest
 
 from fmen_jax import porting
 from fmen_jax.cli import main
+from fmen_jax.runtime import onednn
 
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 
@@ -105,10 +106,23 @@ def weights(tiny_x2: Golden, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.fixture(scope='session')
+def onednn_verdicts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The verdicts of oneDNN's self-test, which would otherwise run in every test anew."""
+    folder = tmp_path_factory.mktemp('onednn')
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv('FMEN_JAX_CACHE', str(folder))
+        onednn.supported_dtypes()
+    (folder / 'onednn').mkdir(exist_ok=True)
+    return folder / 'onednn'
+
+
 @pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, onednn_verdicts: Path) -> Iterator[Path]:
     """A cache folder of the test's own, and no compilation cache left behind."""
     monkeypatch.setenv('FMEN_JAX_CACHE', str(tmp_path / 'cache'))
+    (tmp_path / 'cache').mkdir()
+    (tmp_path / 'cache/onednn').symlink_to(onednn_verdicts)
     before = jax.config.jax_compilation_cache_dir
     yield tmp_path / 'cache'
     jax.config.update('jax_compilation_cache_dir', before)

@@ -2,7 +2,9 @@
 
 import functools
 import sys
+import warnings
 from collections.abc import Sequence
+from typing import Any
 
 import tyro
 
@@ -10,8 +12,13 @@ from fmen_jax.cli.exporting import export
 from fmen_jax.cli.learning import prepare, train
 from fmen_jax.cli.measuring import compare, evaluate
 from fmen_jax.cli.pictures import download, info, upscale
-from fmen_jax.errors import FMENError, InputError
-from fmen_jax.hugepages import start_with_huge_pages
+from fmen_jax.errors import FMENError, FMENWarning, InputError
+from fmen_jax.runtime.huge_pages import start_with_huge_pages
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *_: Any) -> None:
+    kind = 'note' if issubclass(category, FMENWarning) else f'warning: {category.__name__}'
+    print(f'{kind}: {message}', file=sys.stderr)
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -27,6 +34,8 @@ def main(args: Sequence[str] | None = None) -> None:
         'train': functools.partial(train, []),
     }
     own_process = args is None
+    if own_process:
+        warnings.showwarning = _show_warning
     args = list(sys.argv[1:] if args is None else args)
     try:
         if args[:1] == ['train']:  # its options depend on the experiment's file

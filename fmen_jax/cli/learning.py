@@ -88,12 +88,12 @@ def train(args: Sequence[str]) -> int:
 
     import jax
 
-    from fmen_jax import parallel
-    from fmen_jax.compiler import keep_compiled
     from fmen_jax.inference.upscaler import Upscaler
+    from fmen_jax.runtime import devices
+    from fmen_jax.runtime.compilation import keep_compiled
     from fmen_jax.training import loop
 
-    parallel.join(given.cluster, given.processes, given.process)
+    devices.join(given.cluster, given.processes, given.process)
     keep_compiled()
     try:
         weights = loop.train(

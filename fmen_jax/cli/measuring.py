@@ -38,13 +38,13 @@ def evaluate(
     import tqdm
 
     from fmen_jax import pretrained
-    from fmen_jax.compiler import keep_compiled
     from fmen_jax.data import images
     from fmen_jax.data.pairs import find_pairs
     from fmen_jax.evaluation import benchmark, protocols, report
     from fmen_jax.evaluation.sheet import Sheet
     from fmen_jax.files import check_ending, write_text
     from fmen_jax.inference.upscaler import Upscaler
+    from fmen_jax.runtime.compilation import keep_compiled
 
     rule = protocols.protocol(protocol)
     contact = Sheet() if sheet else None
@@ -116,7 +116,6 @@ def compare(
     """
     import tqdm
 
-    from fmen_jax.compiler import keep_compiled
     from fmen_jax.data import images
     from fmen_jax.data.pairs import find_pairs
     from fmen_jax.evaluation import benchmark, comparison, protocols
@@ -124,6 +123,7 @@ def compare(
     from fmen_jax.inference.upscaler import Upscaler
     from fmen_jax.models import zoo
     from fmen_jax.pretrained import load
+    from fmen_jax.runtime.compilation import keep_compiled
 
     extents = [_size(text) for text in sizes]
     names = networks or list(zoo.NETWORKS)

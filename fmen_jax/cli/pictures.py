@@ -75,12 +75,12 @@ def upscale(
     import tqdm
 
     from fmen_jax import pretrained
-    from fmen_jax.compiler import keep_compiled
     from fmen_jax.inference import jobs
     from fmen_jax.inference.cluster import run_on_ray
     from fmen_jax.inference.plan import Naming, Shard, plan
     from fmen_jax.inference.upscaler import Upscaler
     from fmen_jax.inference.writing import SaveOptions
+    from fmen_jax.runtime.compilation import keep_compiled
 
     keep_compiled()
     weights = weights or f'fmen_s_x{scale or 4}'

@@ -6,7 +6,7 @@ A batch is `lr` [n, p, p, 3] and `hr` [n, scale p, scale p, 3], uint8, in 0..255
 
 import dataclasses
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import absl.flags
 import grain
@@ -25,6 +25,9 @@ class PipelineConfig:
     """Height and width of a patch, in LR pixels."""
     batch: int = 64
     """Patches of the global batch, over all processes."""
+    sampling: Literal['uniform', 'error'] = 'uniform'
+    """Probability of a crop position: 'uniform' over all positions in all pictures, or in
+    proportion to the error of bicubic interpolation in the patch, so that flat areas are rare."""
     flips: bool = True
     """Whether a patch is turned and mirrored at random, in one of eight ways."""
     seed: int = 0
@@ -40,8 +43,8 @@ class PipelineConfig:
 class Batches:
     """Random access to the batches of one process: `batches[step]`.
 
-    Every place in every picture is equally probable. Sample k of the global batch of a step depends
-    on (seed, step, k) alone, so neither processes nor threads change what is trained on.
+    Crop positions are drawn as `PipelineConfig.sampling` says. Sample k of the global batch of a
+    step depends on (seed, step, k) alone, so neither processes nor threads change the batches.
     """
 
     def __init__(
@@ -84,9 +87,8 @@ class Batches:
         self._unshuffled = unshuffled
         self._share = config.batch // processes
         self._first = process * self._share
-        self._widths = [width - config.patch + 1 for _, width in sizes]
-        places = [h - config.patch + 1 for h, _ in sizes]
-        self._ends = np.cumsum([a * b for a, b in zip(places, self._widths, strict=True)])
+        positions = _UniformPositions if config.sampling == 'uniform' else _ErrorPositions
+        self._positions = positions(self._pictures, config.patch)
 
     def __len__(self) -> int:
         """There is no last batch."""
@@ -105,15 +107,73 @@ class Batches:
         p, s = self._config.patch, self.scale
         key = np.array([self._config.seed, number], np.uint64)
         generator = np.random.Generator(np.random.Philox(key=key))
-        place = int(generator.integers(self._ends[-1]))
-        picture = int(np.searchsorted(self._ends, place, side='right'))
-        place -= int(self._ends[picture - 1]) if picture else 0
-        y, x = divmod(place, self._widths[picture])
+        picture, y, x = self._positions.draw(generator)
         source, entry = self._pictures[picture]
         lr, hr = source.pixels(entry)
         lr, hr = lr[y : y + p, x : x + p], hr[y * s : (y + p) * s, x * s : (x + p) * s]
         turn = int(generator.integers(8)) if self._config.flips else 0
         return dihedral(lr, turn), dihedral(hr, turn)
+
+
+class _UniformPositions:
+    """Crop positions, each equally probable."""
+
+    def __init__(self, pictures: Sequence[tuple[Source, int]], patch: int) -> None:
+        entries = [source.entries[number] for source, number in pictures]
+        self._widths = [entry.width - patch + 1 for entry in entries]
+        heights = [entry.height - patch + 1 for entry in entries]
+        self._ends = np.cumsum([h * w for h, w in zip(heights, self._widths, strict=True)])
+
+    def draw(self, generator: np.random.Generator) -> tuple[int, int, int]:
+        """Picture, row and column of a patch's upper left corner."""
+        place = int(generator.integers(self._ends[-1]))
+        picture = int(np.searchsorted(self._ends, place, side='right'))
+        place -= int(self._ends[picture - 1]) if picture else 0
+        return picture, *divmod(place, self._widths[picture])
+
+
+class _ErrorPositions:
+    """Crop positions whose probability is proportional to the interpolation error in the patch.
+
+    Patches are summed by integral images: S[y, x] is the sum of the error above and left of (y, x),
+    so a patch of size p at (y, x) has S[y+p, x+p] - S[y, x+p] - S[y+p, x] + S[y, x]. A row of
+    positions is drawn first, by the cumulative sum over all rows of all pictures, then a column.
+    """
+
+    def __init__(self, pictures: Sequence[tuple[Source, int]], patch: int) -> None:
+        self._patch = patch
+        self._integrals: list[np.ndarray] = []
+        rows: list[np.ndarray] = []
+        for source, number in pictures:
+            error = source.interpolation_error(number)
+            integral = np.zeros((error.shape[0] + 1, error.shape[1] + 1))
+            np.cumsum(np.cumsum(error, 0, np.float64), 1, out=integral[1:, 1:])
+            self._integrals.append(integral)
+            rows.append(self._patch_sums(integral).sum(1))
+        self._first_rows = np.cumsum([0, *(len(weights) for weights in rows)])
+        self._row_ends = np.cumsum(np.concatenate(rows))
+
+    def _patch_sums(self, integral: np.ndarray) -> np.ndarray:
+        """Sum of the error in each patch, of an integral image of at least patch + 1 rows."""
+        p = self._patch
+        columns = integral[:, p:] - integral[:, :-p]
+        return np.maximum(columns[p:] - columns[:-p], 0)  # rounding can go below 0
+
+    def draw(self, generator: np.random.Generator) -> tuple[int, int, int]:
+        """Picture, row and column of a patch's upper left corner."""
+        row = _weighted(self._row_ends, generator)
+        picture = int(np.searchsorted(self._first_rows, row, side='right')) - 1
+        y = row - int(self._first_rows[picture])
+        sums = self._patch_sums(self._integrals[picture][y : y + self._patch + 1])[0]
+        return picture, y, _weighted(np.cumsum(sums), generator)
+
+
+def _weighted(ends: np.ndarray, generator: np.random.Generator) -> int:
+    """An index, drawn with the weights whose cumulative sum is `ends`; uniform if all are 0."""
+    if not ends[-1] > 0:
+        return int(generator.integers(len(ends)))
+    drawn = np.searchsorted(ends, generator.random() * ends[-1], side='right')
+    return min(int(drawn), len(ends) - 1)
 
 
 def unshuffle(images: np.ndarray, scale: int) -> np.ndarray:

@@ -18,9 +18,10 @@ import filelock
 import numpy as np
 
 from fmen_jax.data import div2k
+from fmen_jax.data.bicubic import imresize
 from fmen_jax.data.pairs import Loaded, find_pairs, load_pair
 from fmen_jax.errors import InputError
-from fmen_jax.files import cache_folder
+from fmen_jax.files import cache_folder, written_aside
 
 _FORMAT = 1
 """Raised when what is stored changes, so that older folders are made anew."""
@@ -63,6 +64,29 @@ class Source:
             ),
         )
 
+    def interpolation_error(self, number: int) -> np.ndarray:
+        """Error of bicubic interpolation of a picture, [H, W] float32, in 0..255.
+
+        The value at an LR pixel is the mean of |bicubic(LR) - HR| over its HR pixels and channels.
+        It is large where there is detail that a network can learn to restore, and almost 0 in flat
+        areas. Computed for the whole source at the first call and stored beside its pixels.
+        """
+        entry = self.entries[number]
+        start = entry.start // 3
+        flat = self._errors[start : start + entry.height * entry.width]
+        return flat.reshape(entry.height, entry.width)
+
+    @cached_property
+    def _errors(self) -> np.ndarray:
+        path = self.folder / 'error.f32'
+        size = sum(entry.height * entry.width for entry in self.entries)
+        with filelock.FileLock(f'{self.folder}.lock'):
+            if not path.is_file() or path.stat().st_size != 4 * size:
+                with written_aside(path) as aside, aside.open('wb') as file:
+                    for number in range(len(self.entries)):
+                        file.write(_interpolation_error(*self.pixels(number), self.scale).tobytes())
+        return np.memmap(path, np.float32, 'r')
+
     @cached_property
     def _files(self) -> tuple[np.ndarray, np.ndarray]:
         lr, hr = (np.memmap(self.folder / name, np.uint8, 'r') for name in ('lr.u8', 'hr.u8'))
@@ -71,6 +95,13 @@ class Source:
     def __getstate__(self) -> dict[str, Any]:
         """Without the open files, for other processes."""
         return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+
+
+def _interpolation_error(lr: np.ndarray, hr: np.ndarray, scale: int) -> np.ndarray:
+    """Mean |bicubic(LR) - HR| at each LR pixel: [H, W], float32."""
+    error = np.abs(imresize(lr.astype(np.float32), scale) - hr)
+    height, width, channels = lr.shape
+    return error.reshape(height, scale, width, scale, channels).mean((1, 3, 4), np.float32)
 
 
 def prepare(

@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fmen_jax.compiler import jit
 from fmen_jax.models import zoo
 from fmen_jax.models.layers import Params
+from fmen_jax.runtime.compilation import jit
 
 
 @dataclasses.dataclass(frozen=True)

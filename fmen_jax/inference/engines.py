@@ -1,6 +1,7 @@
 """What runs a folded network: XLA, onnxruntime or OpenVINO behind one small interface."""
 
 import contextlib
+import functools
 import importlib.util
 import sys
 from collections.abc import Iterator
@@ -10,16 +11,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fmen_jax import parallel
-from fmen_jax.compiler import jit
 from fmen_jax.errors import FMENError, InputError, require
+from fmen_jax.inference import calibration
 from fmen_jax.models.fmen import FMENConfig
+from fmen_jax.runtime import devices, onednn
+from fmen_jax.runtime.compilation import jit, supported_dtype
 
 if TYPE_CHECKING:
     from fmen_jax.pretrained import Network
 
 Name = Literal['auto', 'xla', 'onnxruntime', 'openvino']
-"""'auto': the fastest one that is installed on a CPU (docs/performance.md), 'xla' elsewhere."""
+"""'auto': on a CPU the fastest of those installed, by measurement (`inference.calibration`); 'xla'
+elsewhere."""
 
 Dtype = Literal['float32', 'bfloat16']
 
@@ -40,6 +43,8 @@ class Engine(Protocol):
     """[N, H, W, 3] float32 in 0..255 -> [N, s H, s W, 3] float32, not clamped."""
 
     name: str
+    dtype: str
+    """What it computes in; float32 also where bfloat16 was asked for and is not supported."""
 
     def __call__(self, x: np.ndarray) -> np.ndarray: ...
 
@@ -52,7 +57,11 @@ def make_engine(network: 'Network', name: Name = 'xla', dtype: Dtype = 'float32'
     """
     network = network.fold()
     if name == 'auto':
-        name = fastest(network)
+        makers = {
+            name: functools.partial(make_engine, network, name, dtype)
+            for name in installed(network, dtype)
+        }
+        name = calibration.fastest(makers, of=f'{network.config} {dtype}')  # pyright: ignore[reportAssignmentType]
     if name == 'xla':
         return Xla(network, dtype)
     if name == 'openvino':
@@ -60,17 +69,18 @@ def make_engine(network: 'Network', name: Name = 'xla', dtype: Dtype = 'float32'
     return OnnxRuntime(network, dtype)
 
 
-def fastest(network: 'Network') -> Literal['xla', 'onnxruntime', 'openvino']:
-    """The engine that was fastest where both were measured, of those installed."""
+def installed(network: 'Network', dtype: Dtype) -> list[Literal['xla', 'onnxruntime', 'openvino']]:
+    """The engines that can run a network in a dtype here, for 'auto' to choose from."""
     from fmen_jax.export.onnx import exportable
 
     onnx = importlib.util.find_spec('onnx')
     if jax.default_backend() != 'cpu' or not (onnx and exportable(network)):
-        return 'xla'
-    for name in ('openvino', 'onnxruntime'):
-        if importlib.util.find_spec(name):
-            return name
-    return 'xla'
+        return ['xla']
+    others = ('openvino', 'onnxruntime') if dtype == 'float32' else ('openvino',)
+    found = [name for name in others if importlib.util.find_spec(name)]
+    if found and dtype not in ('float32', *onednn.supported_dtypes()):
+        return found
+    return ['xla', *found]
 
 
 class Xla:
@@ -87,10 +97,12 @@ class Xla:
         self._network = network
         variables = network.variables
         for_tpu = jax.default_backend() == 'tpu' if for_tpu is None else for_tpu
+        dtype = supported_dtype(dtype)
+        self.dtype = dtype
         if dtype == 'bfloat16':
             variables = jax.tree.map(lambda a: jnp.asarray(a, jnp.bfloat16), variables)
         self._devices = jax.local_devices()
-        self._variables = parallel.replicate(parallel.make_mesh(devices=self._devices), variables)
+        self._variables = devices.replicate(devices.make_mesh(devices=self._devices), variables)
 
         def function(variables: Any, x: jax.Array) -> jax.Array:
             module = network.module
@@ -100,7 +112,7 @@ class Xla:
             y: Any = module.apply(variables, x.astype(dtype))
             return y.astype(jnp.float32)
 
-        self._function = jit(function, libraries=True)
+        self._function = jit(function, onednn='always')
         self._shapes: set[tuple[int, ...]] = set()
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
@@ -111,7 +123,7 @@ class Xla:
         with _memory_for(x), jax.default_matmul_precision(self._network.precision):
             images: Any = x  # one device takes it as it is: 3 to 10 % of a small picture's time
             if len(self._devices) > 1:
-                images = jax.device_put(x, parallel.spread(self._devices, x.shape))
+                images = jax.device_put(x, devices.spread(self._devices, x.shape))
             y = np.asarray(self._function(self._variables, images))
             return y.reshape(*y.shape[:2], -1, x.shape[3])
 
@@ -123,8 +135,12 @@ class OnnxRuntime:
 
     def __init__(self, network: 'Network', dtype: Dtype) -> None:
         require('onnxruntime', 'onnxruntime', '--engine onnxruntime')
+        self.dtype = dtype
         if dtype != 'float32':
-            raise InputError('onnxruntime computes in float32 here; bfloat16 has xla, openvino.')
+            raise InputError(
+                'the engine onnxruntime computes in float32 only; for bfloat16 choose xla or '
+                'openvino.'
+            )
         import onnxruntime
 
         from fmen_jax.export.onnx import to_onnx
@@ -147,6 +163,7 @@ class OpenVino:
 
     def __init__(self, network: 'Network', dtype: Dtype) -> None:
         require('openvino', 'openvino', '--engine openvino')
+        self.dtype = dtype
         # Its telemetry forks, which JAX's threads do not survive, and calls home.
         sys.modules.setdefault('openvino_telemetry', None)  # pyright: ignore[reportArgumentType]
         import openvino

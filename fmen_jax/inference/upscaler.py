@@ -76,7 +76,9 @@ class Upscaler:
         radius = network.config.receptive_radius
         self.halo = tile_pad if tile_pad is not None else radius or _GLOBAL_HALO
         self.exact = radius is not None and self.halo >= radius
-        self.settings = f'{self.engine.name} {dtype} halo {self.halo} ensemble {self_ensemble}'
+        self.settings = (
+            f'{self.engine.name} {self.engine.dtype} halo {self.halo} ensemble {self_ensemble}'
+        )
         self._tile = tile
         self._batch = batch
         self._ensemble = self_ensemble

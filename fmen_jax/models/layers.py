@@ -14,8 +14,8 @@ import numpy as np
 from jax import Array, lax
 from jax.ad_checkpoint import checkpoint_name
 
-from fmen_jax import onednn
 from fmen_jax.errors import InputError
+from fmen_jax.runtime import onednn
 
 Params = dict[str, Any]
 
@@ -43,13 +43,15 @@ def conv(x: Array, params: Params, *, padding: str = 'SAME', stride: int = 1) ->
     """Convolve [N, H, W, C] with `kernel` [kh, kw, C, F], add `bias` [F]; SAME pads with zeros.
 
     An x [N, H, W/p, p C] has p pixels of a row side by side (`pack`), and so has the result.
+
+    Computed by XLA, or by oneDNN in a function that was compiled for it: see `onednn` in
+    `runtime.compilation.jit`.
     """
     if (pixels := x.shape[3] // params['kernel'].shape[2]) > 1:
         params = packed(params, pixels)
     kernel, bias = params['kernel'], params['bias']
-    if onednn.takes(x, kernel, padding=padding, stride=stride):
-        y = onednn.conv(x, kernel.astype(x.dtype), bias.astype(x.dtype))
-        return checkpoint_name(y, KEPT)
+    if onednn.enabled_for(x, kernel, padding=padding, stride=stride):
+        return checkpoint_name(onednn.conv(x, kernel, bias), KEPT)
     y = lax.conv_general_dilated(
         x,
         kernel.astype(x.dtype),

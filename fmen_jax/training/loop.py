@@ -1,5 +1,6 @@
 """The training loop: data in, checkpoints and a folded network out, exactly resumable."""
 
+import dataclasses
 import json
 import math
 import signal
@@ -12,13 +13,13 @@ from typing import Any
 
 import jax
 
-from fmen_jax import parallel
-from fmen_jax.compiler import jit
 from fmen_jax.config import FREE, Experiment, flat
 from fmen_jax.data.pipeline import Batches, prefetched
 from fmen_jax.data.sources import open_source, prepare
 from fmen_jax.errors import FMENError, InputError
 from fmen_jax.files import write_text
+from fmen_jax.runtime import devices
+from fmen_jax.runtime.compilation import jit, supported_dtype
 from fmen_jax.training.checkpoint import Checkpoints
 from fmen_jax.training.log import Log, Report
 from fmen_jax.training.optim import make_optimizer
@@ -71,7 +72,7 @@ def train(
     optimizer = make_optimizer(e.optim, e.loop.steps)
     _compare(workdir, e)
     sources = [open_source(prepare(name, scale, broken=e.data.broken)) for name in e.data.train]
-    mesh = parallel.make_mesh()
+    mesh = devices.make_mesh()
     batches = Batches(
         sources,
         e.pipeline,
@@ -81,7 +82,7 @@ def train(
     )
     state = init_state(first_variables(e), optimizer, ema=e.step.ema_decay > 0)
     _claim(workdir, e)  # not before the data and weights were found
-    state = parallel.replicate(mesh, state)
+    state = devices.replicate(mesh, state)
     checkpoints: Checkpoints | None = Checkpoints(workdir / 'checkpoints', keep=e.loop.keep)
     log: Log | None = None
     tracing = _Tracing(workdir / 'profile', profile)
@@ -91,16 +92,17 @@ def train(
         log = Log(workdir, int(state.step), report)
         # the loss is taken before the pixel shuffle, which costs more memory than all else
         settings = e.step.on(jax.default_backend(), e.graph, e.pipeline.patch)
+        settings = dataclasses.replace(settings, dtype=supported_dtype(settings.dtype))
         module = e.model.build(e.graph, packed=settings.packed, shuffle='none')
         step_function = jit(
-            make_train_step(module, optimizer, settings, mesh), libraries=True, donate_argnums=0
+            make_train_step(module, optimizer, settings, mesh), onednn='large', donate_argnums=0
         )
 
         def step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
-            return step_function(state, parallel.split_batch(mesh, batch, e.pipeline.batch))
+            return step_function(state, devices.split_batch(mesh, batch, e.pipeline.batch))
 
         run = _Run(e, step, log, checkpoints, validation)
-        with _signals() as stop, parallel.watched():
+        with _signals() as stop, devices.watched():
             state, finished = run.loop(state, batches, stop, tracing)
         if not finished:
             return None
@@ -109,9 +111,9 @@ def train(
         chosen = checkpoints.load(state, best) if best not in (None, int(state.step)) else state
         if jax.process_index() == 0:
             write_weights(e, workdir, chosen, checkpoints.psnr(int(chosen.step)))
-        parallel.wait_for_all('weights')
+        devices.wait_for_all('weights')
         return workdir / 'weights.safetensors'
-    except (parallel.LostError, InputError):
+    except (devices.LostError, InputError):
         if jax.process_count() > 1:
             checkpoints = None  # closing waits for all processes, which may not come here
         raise
@@ -162,7 +164,7 @@ class _Run:
             # processes agree where they meet anyway; one alone leaves at once
             leaving = stop.is_set()
             if jax.process_count() > 1:
-                leaving = logging and parallel.any_process(leaving)
+                leaving = logging and devices.any_process(leaving)
             if logging or leaving:
                 self._check(metrics, step)
                 elapsed = time.perf_counter() - clock
@@ -196,7 +198,7 @@ class _Run:
         if jax.process_index() == 0:
             network = train_network(self._experiment, state).fold()
             psnr = self._validation(network, int(state.step), self._log)
-        return parallel.from_first_process(psnr)
+        return devices.from_first_process(psnr)
 
     def _check(self, metrics: Metrics, step: int) -> None:
         if not math.isfinite(loss := float(metrics.loss)):

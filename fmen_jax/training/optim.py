@@ -1,9 +1,11 @@
 """The optimiser and its schedule, from their settings."""
 
 import dataclasses
-from typing import Literal
+from typing import Any, Literal
 
+import jax
 import optax
+import optax.contrib
 
 from fmen_jax.errors import InputError
 
@@ -12,8 +14,9 @@ from fmen_jax.errors import InputError
 class OptimConfig:
     """Settings of the optimiser; the defaults are FMEN's, as third parties report them."""
 
-    name: Literal['adam', 'adamw', 'lion', 'sgd'] = 'adam'
-    """Which optimiser of optax."""
+    name: Literal['adam', 'adamw', 'lion', 'muon', 'sgd'] = 'adam'
+    """Optimiser, from optax. 'muon' orthogonalises the updates of the convolution kernels between
+    head and tail, and updates all other parameters with Adam."""
     learning_rate: float = 5e-4
     """At the start, after the warm-up."""
     schedule: Literal['halve', 'cosine', 'constant'] = 'halve'
@@ -25,13 +28,15 @@ class OptimConfig:
     warmup_steps: int = 0
     """Steps in which the learning rate rises from 0."""
     b1: float = 0.9
-    """Decay of the first moment (momentum for sgd)."""
+    """Decay rate of the first moment; momentum for sgd; of the Adam part for muon."""
     b2: float = 0.999
-    """Decay of the second moment."""
+    """Decay rate of the second moment."""
     eps: float = 1e-8
     """Added to the root of the second moment."""
+    beta: float = 0.95
+    """Momentum of the orthogonalised updates, for muon only."""
     weight_decay: float = 0.0
-    """For adamw and lion."""
+    """Weight decay, for adamw, lion and muon (where it applies to the orthogonalised kernels)."""
     clip_norm: float = 0.0
     """Largest global norm of the gradients; 0 does not clip."""
 
@@ -73,9 +78,37 @@ def make_optimizer(config: OptimConfig, steps: int) -> optax.GradientTransformat
         'lion': lambda: optax.lion(
             schedule, config.b1, config.b2, weight_decay=config.weight_decay
         ),
+        'muon': lambda: _muon(config, schedule),
         'sgd': lambda: optax.sgd(schedule, config.b1),
     }
     optimizer = makers[config.name]()
     if config.clip_norm:
         return optax.chain(optax.clip_by_global_norm(config.clip_norm), optimizer)
     return optimizer
+
+
+# The update of an orthogonalised kernel has this root mean square before the learning rate, which
+# is about that of Adam's, so that one learning rate serves both (Liu et al., arXiv 2502.16982).
+_MUON_RMS = 0.2
+
+
+def _muon(config: OptimConfig, schedule: optax.Schedule) -> optax.GradientTransformation:
+    """Muon for kernels [kh, kw, C, F], each taken as a matrix [kh kw C, F]."""
+    matrix = optax.contrib.MuonDimensionNumbers(reduction_axis=(0, 1, 2), output_axis=3)
+
+    def dimension_numbers(params: Any) -> Any:
+        def of(path: Any, value: jax.Array) -> optax.contrib.MuonDimensionNumbers | None:
+            inner = path[0].key not in ('head', 'tail_0')
+            return matrix if inner and value.ndim == 4 else None
+
+        return jax.tree_util.tree_map_with_path(of, params)
+
+    return optax.contrib.muon(
+        schedule,
+        beta=config.beta,
+        weight_decay=config.weight_decay,
+        adam_b1=config.b1,
+        adam_b2=config.b2,
+        muon_weight_dimension_numbers=dimension_numbers,
+        consistent_rms=_MUON_RMS,
+    )

@@ -15,8 +15,8 @@ import optax
 from jax import Array, lax
 from jax.sharding import Mesh
 
-from fmen_jax import parallel
 from fmen_jax.models.layers import KEPT, Graph, Params
+from fmen_jax.runtime import devices
 from fmen_jax.training.state import TrainState
 
 Batch = dict[str, Array]
@@ -127,7 +127,7 @@ def make_train_step(
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         run = gradient if config.accumulate == 1 else accumulated
         if config.statistics == 'device' and mesh is not None:
-            run = parallel.on_each_device(run, mesh)
+            run = devices.on_each_device(run, mesh)
         (value, batch_stats), gradients = run(state.params, state.batch_stats, batch)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params: Any = optax.apply_updates(state.params, updates)

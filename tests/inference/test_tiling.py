@@ -1,4 +1,8 @@
-"""Tiles give the very pixels of the whole image."""
+"""Tiles give the pixels of the whole image.
+
+Bit-identical where oneDNN computes (Linux on x86-64). XLA's own convolutions round differently at
+other widths: there, 8-bit pictures are identical and float32 agrees within 2e-6 of the range.
+"""
 
 import dataclasses
 from collections.abc import Callable
@@ -17,6 +21,7 @@ from fmen_jax.inference.upscaler import Rows, Upscaler
 from fmen_jax.models.fmen import FMENConfig
 from fmen_jax.models.initial import initial_variables
 from fmen_jax.pretrained import Network, load
+from fmen_jax.runtime import onednn
 
 PHOTO = skimage.data.astronaut()[:, 60:]
 
@@ -28,6 +33,13 @@ def network(scale: int) -> Network:
     # sharp attention, so that what is far away counts
     gained = jax.tree.map(lambda a: a * 2 if a.ndim == 4 else a, variables)
     return Network(config, 'deploy', gained)
+
+
+def assert_same(found: np.ndarray, whole: np.ndarray) -> None:
+    if found.dtype != np.float32 or 'float32' in onednn.supported_dtypes():
+        np.testing.assert_array_equal(found, whole)
+    else:
+        np.testing.assert_allclose(found, whole, rtol=0, atol=2e-6 * np.abs(whole).max())
 
 
 def floats(height: int, width: int) -> np.ndarray:
@@ -62,8 +74,30 @@ def test_the_largest_grid_is_within_its_pixels() -> None:
 def test_tiled_is_whole(scale: int, size: tuple[int, int], tile: int) -> None:
     net, x = network(scale), floats(*size)
     whole = Upscaler(net, tile=0)(x)
-    np.testing.assert_array_equal(Upscaler(net, tile=tile)(x), whole)
-    np.testing.assert_array_equal(Upscaler(net, tile=tile, batch=3)(x), whole)
+    assert_same(Upscaler(net, tile=tile)(x), whole)
+    assert_same(Upscaler(net, tile=tile, batch=3)(x), whole)
+
+
+@pytest.mark.parametrize('dtype', [np.uint8, np.uint16])
+def test_tiled_pictures_are_whole(dtype: Any) -> None:
+    net = load('fmen_s_x4')
+    x = PHOTO[:101, :130].astype(dtype) * (257 if dtype == np.uint16 else 1)
+    whole = Upscaler(net, tile=0)(x)
+    tiled = Upscaler(net, tile=80)(x)
+    assert_same(tiled, whole)
+    # the twin: one level more in one pixel of the input is seen
+    x[50, 60, 1] += 1
+    assert (Upscaler(net, tile=80)(x) != whole).any()
+
+
+def test_tiles_of_xlas_own_convolutions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bound that holds where there is no oneDNN, on this machine as well."""
+    monkeypatch.setattr(onednn, 'supported_dtypes', frozenset)
+    net, x = network(2), floats(53, 41)
+    assert_same(Upscaler(net, tile=45)(x), Upscaler(net, tile=0)(x))
+    pixels = PHOTO[:101, :130]
+    shipped = load('fmen_s_x4')
+    assert_same(Upscaler(shipped, tile=80)(pixels), Upscaler(shipped, tile=0)(pixels))
 
 
 def test_a_halo_that_is_too_small_shows() -> None:
@@ -86,8 +120,10 @@ def test_published_weights_on_every_engine(engine: Any, shared: Callable[[str], 
     reference = Upscaler(net, tile=0)(x) * 255
     whole = Upscaler(net, engine=engine, tile=0)(x) * 255
     tiled = Upscaler(net, engine=engine, tile=96)(x) * 255
-    # the project's bounds: bit for bit with xla on a CPU, 1e-3 of 255 elsewhere
-    assert np.abs(tiled - whole).max() <= (0 if engine == 'xla' else 1e-3 * 255)
+    if engine == 'xla':
+        assert_same(tiled, whole)
+    else:  # onnxruntime and OpenVINO choose other algorithms for other sizes
+        assert np.abs(tiled - whole).max() <= 1e-3 * 255
     assert np.abs(whole - reference).max() <= 1e-3
     pixels = PHOTO[:150, :107]
     whole = Upscaler(net, engine=engine, tile=0)(pixels)
@@ -106,7 +142,7 @@ def test_pictures_of_mixed_sizes_share_batches(batch: int) -> None:
         found.setdefault(number, []).append(band)
     whole = Upscaler(net, tile=0)
     for number, x in enumerate(pictures):
-        np.testing.assert_array_equal(np.concatenate(found[number]), whole(x))
+        assert_same(np.concatenate(found[number]), whole(x))
 
 
 def test_rows_are_read_once_and_in_order() -> None:
@@ -156,7 +192,7 @@ def test_out_of_memory_halves_the_tile_and_goes_on() -> None:
             return real(x)
 
     upscale.engine = Small()
-    np.testing.assert_array_equal(upscale(x), whole)
+    assert_same(upscale(x), whole)
     assert (1, 50, 50, 3) in sizes
     upscale.engine = real
     tiny = Upscaler(net, tile=100)
@@ -187,7 +223,7 @@ def test_auto_takes_what_the_memory_gives(monkeypatch: pytest.MonkeyPatch) -> No
     upscale = Upscaler(network(2))
     assert 60**2 < upscale._pixels_at_once() < 200**2
     x = floats(300, 150)
-    np.testing.assert_array_equal(upscale(x), Upscaler(network(2), tile=0)(x))
+    assert_same(upscale(x), Upscaler(network(2), tile=0)(x))
 
 
 def test_types_and_channels() -> None:
@@ -203,7 +239,7 @@ def test_types_and_channels() -> None:
     assert wide.dtype == np.uint16
     assert np.abs(wide / 257 - np.clip(exact, 0, 255)).max() < 0.01  # not cut to 8 bits
     real = upscale(x.astype(np.float32) / 255)
-    assert np.abs(real * 255 - exact).max() < 1e-3  # neither rounded nor clamped
+    assert np.abs(real * 255 - exact).max() < 0.005  # of about 600: neither rounded nor clamped
     gray = upscale(x[..., :1])
     mean = np.asarray(net(x[None, ..., :1].repeat(3, -1).astype(np.float32)))[0].mean(-1)
     assert (gray[..., 0] != np.clip(np.rint(mean), 0, 255)).mean() < 0.001
@@ -229,7 +265,7 @@ def test_self_ensemble_is_the_mean_of_eight_and_symmetric() -> None:
             by_hand += (back[:, ::-1] if mirror else back) / 8
     np.testing.assert_allclose(ensemble(x), by_hand, rtol=0, atol=1e-5)
     tiled = Upscaler(net, self_ensemble=True, tile=45)
-    np.testing.assert_array_equal(tiled(floats(61, 90)), ensemble(floats(61, 90)))
+    assert_same(tiled(floats(61, 90)), ensemble(floats(61, 90)))
 
 
 @pytest.mark.parametrize('size', [(17, 24), (16, 23)])

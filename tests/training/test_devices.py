@@ -17,11 +17,12 @@ import jax
 dtype = sys.argv[1]
 jax.config.update('jax_enable_x64', dtype == 'float64')
 import numpy as np
-from fmen_jax import parallel, porting
+from fmen_jax import porting
+from fmen_jax.runtime import devices
 process, processes, address = int(sys.argv[3]), int(sys.argv[4]), sys.argv[5]
 if processes > 1:
-    parallel.join(address, processes, process)
-from fmen_jax.compiler import jit
+    devices.join(address, processes, process)
+from fmen_jax.runtime.compilation import jit
 from fmen_jax.training.optim import OptimConfig, make_optimizer
 from fmen_jax.training.state import init_state
 from fmen_jax.training.step import StepConfig, make_train_step
@@ -31,9 +32,9 @@ state = {k[6:]: golden[k] for k in golden.files if k.startswith('train/')}
 ported = porting.to_variables(state)
 cast = lambda a: a.astype(dtype) if a.dtype.kind == 'f' else a
 optimizer = make_optimizer(OptimConfig(learning_rate=1e-3, schedule='constant'), 20)
-mesh = parallel.make_mesh()
+mesh = devices.make_mesh()
 train = init_state(jax.tree.map(cast, ported.variables), optimizer, ema=False)
-train = parallel.replicate(mesh, train)
+train = devices.replicate(mesh, train)
 module = ported.config.build('collapsed')
 step = jit(make_train_step(module, optimizer, StepConfig(dtype=dtype)), donate_argnums=0)
 generator = np.random.default_rng(0)
@@ -42,7 +43,7 @@ for _ in range(20):
     lr = generator.integers(0, 256, (16, 8, 8, 3), np.uint8)
     hr = lr.repeat(2, 1).repeat(2, 2)
     mine = slice(16 // processes * process, 16 // processes * (process + 1))
-    batch = parallel.split_batch(mesh, {'lr': lr[mine], 'hr': hr[mine]}, 16)
+    batch = devices.split_batch(mesh, {'lr': lr[mine], 'hr': hr[mine]}, 16)
     train, metrics = step(train, batch)
     losses.append(float(metrics.loss))
 print(json.dumps([jax.device_count(), losses]))
@@ -54,7 +55,8 @@ PARTS = """
 import dataclasses, sys
 import jax, numpy as np
 import skimage.data
-from fmen_jax import parallel, porting
+from fmen_jax import porting
+from fmen_jax.runtime import devices
 from fmen_jax.inference.engines import Xla
 from fmen_jax.pretrained import Network
 from fmen_jax.training.optim import OptimConfig, make_optimizer
@@ -69,12 +71,12 @@ photo = skimage.data.astronaut().astype(np.float32)
 alone = jax.jit(net.module.apply)
 # one image: rows; four: images; 63 rows: neither
 for x in (photo[None, :64, :50], photo[:160, :50].reshape(4, 40, 50, 3), photo[None, :63, :50]):
-    sharding = parallel.spread(jax.devices(), x.shape)
+    sharding = devices.spread(jax.devices(), x.shape)
     assert sharding.is_fully_replicated == (x.shape[1] == 63)
     expected = np.asarray(alone(net.variables, x))
     assert np.abs(many(x) - expected).max() < 1e-3, np.abs(many(x) - expected).max()
 
-mesh = parallel.make_mesh()
+mesh = devices.make_mesh()
 optimizer = make_optimizer(OptimConfig(), 10)
 module = ported.config.build('collapsed')
 cast = lambda a: a.astype(np.float32) if a.dtype.kind == 'f' else a
@@ -84,7 +86,7 @@ lr = photo[:128, :8].astype(np.uint8).reshape(16, 8, 8, 3)
 batch = {'lr': lr, 'hr': lr.repeat(2, 1).repeat(2, 2)}
 settings = StepConfig(statistics='device')
 run = jax.jit(make_train_step(module, optimizer, settings, mesh))
-after, metrics = run(parallel.replicate(mesh, state), parallel.split_batch(mesh, batch, 16))
+after, metrics = run(devices.replicate(mesh, state), devices.split_batch(mesh, batch, 16))
 single = jax.jit(make_train_step(module, optimizer, StepConfig()))
 parts = [single(state, {k: v[i : i + 4] for k, v in batch.items()}) for i in range(0, 16, 4)]
 mean = np.mean([float(m.loss) for _, m in parts])

@@ -7,8 +7,8 @@ import sys
 import pytest
 
 SCRIPT = (
-    'import os; from fmen_jax.hugepages import start_with_huge_pages; start_with_huge_pages(); '
-    'print(os.getpid(), os.environ["GLIBC_TUNABLES"])'
+    'import os; from fmen_jax.runtime.huge_pages import start_with_huge_pages; '
+    'start_with_huge_pages(); print(os.getpid(), os.environ["GLIBC_TUNABLES"])'
 )
 
 

@@ -1,0 +1,1 @@
+"""How programs run on a machine: compilation, libraries, memory pages, devices and hosts."""
