@@ -51,16 +51,18 @@ def torch_module(net: Network) -> torch_fmen.TorchFMEN:
     return module
 
 
-def of_torch(net: Network, *, channels_last: bool = False, compiled: bool = False) -> Contender:
-    """PyTorch: eager or compiled, in either layout."""
+def of_torch(
+    net: Network, *, channels_last: bool = False, compiled: bool = False, bfloat16: bool = False
+) -> Contender:
+    """PyTorch: eager or compiled, in either layout, in float32 or with autocast to bfloat16."""
     layout = torch.channels_last if channels_last else torch.contiguous_format
     module = torch_module(net).to(memory_format=layout)  # pyright: ignore[reportCallIssue]
     run: Any = torch_fmen.compiled(module) if compiled else module
 
     def call(x: np.ndarray) -> np.ndarray:
-        with torch.inference_mode():
+        with torch.inference_mode(), torch.autocast('cpu', torch.bfloat16, enabled=bfloat16):
             given = torch.from_numpy(x).permute(0, 3, 1, 2).contiguous(memory_format=layout)
-            return run(given).permute(0, 2, 3, 1).contiguous().numpy()
+            return run(given).float().permute(0, 2, 3, 1).contiguous().numpy()
 
     return call
 

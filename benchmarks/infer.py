@@ -1,19 +1,24 @@
 """One picture through FMEN-S x4 on the CPU, by size: ours, PyTorch, onnxruntime, OpenVINO, rivals.
 
-All contenders of one network compute the same picture in float32 (bfloat16 is named). PyTorch's
-export is what onnxruntime and OpenVINO are given where ours is not named.
+All contenders of one network compute the same picture in float32. Those in bfloat16 are measured in
+the same rounds on CPUs that have it, where they are named. PyTorch's export is what onnxruntime and
+OpenVINO are given where ours is not named.
 """
 
 import functools
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 
 from benchmarks import contenders
 from benchmarks.turns import in_turn, ratio, rows
+from fmen_jax.pretrained import Network
+from fmen_jax.runtime import onednn
 from fmen_jax.runtime.compilation import jit
 
 # LR rows and columns; the outputs have 64 to 2160 rows
+XLA_BFLOAT16 = 'ours, xla, bfloat16'
 SIZES = ((16, 16), (64, 64), (180, 320), (540, 960))
 
 
@@ -45,9 +50,8 @@ def measure(*, quick: bool) -> dict[str, Any]:
         'ours, onnxruntime': contenders.ours(net, name='onnxruntime'),
     }
     same = ours | torches | peers | tricks
-    others = {
-        'ours, openvino, bfloat16': contenders.ours(net, name='openvino', dtype='bfloat16'),
-        'openvino, bfloat16': contenders.of_openvino(exported, 'bf16'),
+    lower, lower_torches = _in_bfloat16(net, exported, quick=quick)
+    others = lower | {
         'E-RFDN, xla': contenders.xla(contenders.rival('e_rfdn')),
         'RLFN, xla': contenders.xla(contenders.rival('rlfn')),
     }
@@ -61,7 +65,9 @@ def measure(*, quick: bool) -> dict[str, Any]:
         rounds = 1 if quick else int(np.clip(200_000 / (height * width), 5, 15))
         times = in_turn(calls, rounds)
         for row in rows(times, height=height, width=width):
-            found.append(row | {'max_difference': differences.get(row['contender'])})
+            name = row['contender']
+            dtype = 'bfloat16' if name in lower else 'float32'
+            found.append(row | {'dtype': dtype, 'max_difference': differences.get(name)})
         best_torch = _fastest(times, torches)
         best_peer = _fastest(times, torches | peers)
         summary[f'{height}x{width}'] = {
@@ -72,6 +78,13 @@ def measure(*, quick: bool) -> dict[str, Any]:
             'xla_vs_without_onednn': ratio(times, 'ours, xla, without oneDNN', 'ours, xla'),
             'xla_vs_plain_jit': ratio(times, 'ours, xla, plain jit', 'ours, xla'),
         }
+        if XLA_BFLOAT16 in lower:
+            best = _fastest(times, lower_torches)
+            summary[f'{height}x{width}'] |= {
+                'best_torch_bfloat16': best,
+                'xla_bfloat16_vs_best_torch_bfloat16': ratio(times, best, XLA_BFLOAT16),
+                'xla_bfloat16_vs_xla': ratio(times, 'ours, xla', XLA_BFLOAT16),
+            }
     return {
         'rows': found,
         'summary': summary,
@@ -82,6 +95,35 @@ def measure(*, quick: bool) -> dict[str, Any]:
     }
 
 
+def _in_bfloat16(
+    net: Network, exported: bytes, *, quick: bool
+) -> tuple[dict[str, contenders.Contender], list[str]]:
+    """The contenders in bfloat16, and which of them are PyTorch's.
+
+    None on a CPU without it, where they are several times slower than in float32; to see that they
+    run, the quick form has the rivals there too.
+    """
+    supported = 'bfloat16' in onednn.supported_dtypes()
+    if not (supported or quick):
+        return {}, []
+    torches = {
+        'torch, bfloat16': contenders.of_torch(net, bfloat16=True),
+        'torch, channels_last, bfloat16': contenders.of_torch(
+            net, channels_last=True, bfloat16=True
+        ),
+    }
+    if not quick:
+        torches['torch, channels_last, compiled, bfloat16'] = contenders.of_torch(
+            net, channels_last=True, compiled=True, bfloat16=True
+        )
+    rivals = torches | {
+        'ours, openvino, bfloat16': contenders.ours(net, name='openvino', dtype='bfloat16'),
+        'openvino, bfloat16': contenders.of_openvino(exported, 'bf16'),
+    }
+    ours = {XLA_BFLOAT16: contenders.ours(net, name='xla', dtype='bfloat16')} if supported else {}
+    return ours | rivals, list(torches)
+
+
 def _picture(height: int, width: int) -> np.ndarray:
     import skimage.data
 
@@ -90,5 +132,5 @@ def _picture(height: int, width: int) -> np.ndarray:
     return tiled[None, :height, :width].astype(np.float32)
 
 
-def _fastest(times: dict[str, list[float]], among: dict[str, Any]) -> str:
+def _fastest(times: dict[str, list[float]], among: Iterable[str]) -> str:
     return min(among, key=lambda name: float(np.median(times[name])))

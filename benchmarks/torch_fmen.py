@@ -150,7 +150,7 @@ def train_step(
 ) -> Callable[[], float]:
     """A step of L1 and Adam on the same batch each time, that returns the loss before it.
 
-    Channels last, and compiled, where the name says so.
+    Channels last, compiled, with autocast to bfloat16, where the name says so.
     """
     model = TorchFMEN(config, deploy=False)
     if state is not None:
@@ -166,7 +166,9 @@ def train_step(
             for k in ('lr', 'hr')
         )
         optimizer.zero_grad()
-        loss = F.l1_loss(run(lr), hr)
+        with torch.autocast('cpu', torch.bfloat16, enabled='bfloat16' in name):
+            output = run(lr)
+        loss = F.l1_loss(output.float(), hr)
         loss.backward()
         optimizer.step()
         return float(loss.detach())

@@ -1,11 +1,13 @@
 """The train step of FMEN-S x4 on patches of 48x48: time in turn, memory.
 
-All contenders begin with the same weights and compute the same loss: float32, L1, Adam. Temporary
-bytes are what XLA plans; what its libraries take besides is in the peak of a process of its own.
+All contenders begin with the same weights and compute the same loss, L1, in float32, and take a
+step of Adam. On CPUs that have bfloat16, those that compute in it are measured in the same rounds.
+Temporary bytes are what XLA plans; what its libraries take besides is in the peak of a process of
+its own.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -17,6 +19,7 @@ from fmen_jax import porting
 from fmen_jax.data.pipeline import unshuffle
 from fmen_jax.models.fmen import FMENConfig
 from fmen_jax.models.initial import initial_variables
+from fmen_jax.runtime import onednn
 from fmen_jax.runtime.compilation import jit
 from fmen_jax.training.optim import OptimConfig, make_optimizer
 from fmen_jax.training.state import init_state
@@ -25,12 +28,14 @@ from fmen_jax.training.step import StepConfig, make_train_step
 RATE = 1e-4
 SIZES = (16, 64)
 OURS = 'ours, collapsed'
+OURS_BFLOAT16 = 'ours, collapsed, bfloat16'
 # how each is built: the graph, the compiler, and whether the loss is taken before the shuffle
 _FORMS: dict[str, tuple[Any, Callable, bool]] = {
     OURS: ('collapsed', functools.partial(jit, onednn='large'), True),
     'ours, without oneDNN': ('collapsed', jit, True),
     'ours, plain jit': ('collapsed', jax.jit, False),
     'ours, expanded': ('expanded', functools.partial(jit, onednn='large'), True),
+    OURS_BFLOAT16: ('collapsed', functools.partial(jit, onednn='large'), True),
 }
 TORCHES = (
     'torch',
@@ -40,14 +45,22 @@ TORCHES = (
 )
 
 
+TORCHES_BFLOAT16 = (
+    'torch, bfloat16',
+    'torch, channels_last, bfloat16',
+    'torch, channels_last, compiled, bfloat16',
+)
+
+
 def ours(
     name: str, config: FMENConfig, batch: dict[str, np.ndarray]
 ) -> tuple[Callable[[], float], int]:
     """A step that returns its loss, and its temporary bytes."""
     graph, compile_, early = _FORMS[name]
+    dtype = 'bfloat16' if name == OURS_BFLOAT16 else 'float32'
     optimizer = make_optimizer(OptimConfig(learning_rate=RATE, schedule='constant'), 1000)
     module = config.build(graph, shuffle='none' if early else 'image')
-    step = compile_(make_train_step(module, optimizer, StepConfig()), donate_argnums=0)
+    step = compile_(make_train_step(module, optimizer, StepConfig(dtype=dtype)), donate_argnums=0)
     if early:
         batch = {'lr': batch['lr'], 'hr': unshuffle(batch['hr'], config.scale)}
     states = [init_state(initial_variables(config, graph), optimizer, ema=False)]
@@ -67,15 +80,20 @@ def measure(*, quick: bool) -> dict[str, Any]:
 
     config = FMENConfig(scale=4)
     state = porting.to_state_dict(initial_variables(config, 'expanded'), config, 'expanded')
+    bfloat16 = 'bfloat16' in onednn.supported_dtypes()
     found: list[dict[str, Any]] = []
     summary: dict[str, Any] = {}
     for size in (2, 3) if quick else SIZES:
         patch = 16 if quick else 48
         batch = peak.batch(config.scale, size, patch)
-        mine = {name: ours(name, config, batch) for name in _FORMS}
+        forms = [name for name in _FORMS if bfloat16 or name != OURS_BFLOAT16]
+        mine = {name: ours(name, config, batch) for name in forms}
+        rivals = TORCHES[:2] if quick else TORCHES
+        # where bfloat16 is slow, to see that they run
+        lower = TORCHES_BFLOAT16[:2] if quick else TORCHES_BFLOAT16 if bfloat16 else ()
         torches = {
             name: train_step(name, config, batch, rate=RATE, state=state)
-            for name in (TORCHES[:2] if quick else TORCHES)
+            for name in (*rivals, *lower)
         }
         calls = {name: call for name, (call, _) in mine.items()} | torches
         losses = {name: call() for name, call in calls.items()}
@@ -87,9 +105,14 @@ def measure(*, quick: bool) -> dict[str, Any]:
         for row in rows(times, batch=size):
             name = row['contender']
             temp = mine[name][1] if name in mine else None
-            row |= {'first_loss': losses[name], 'temp_bytes': temp, 'process_peak': peaks.get(name)}
+            row |= {
+                'dtype': 'bfloat16' if 'bfloat16' in name else 'float32',
+                'first_loss': losses[name],
+                'temp_bytes': temp,
+                'process_peak': peaks.get(name),
+            }
             found.append(row)
-        best = min((n for n in times if n in TORCHES), key=lambda n: float(np.median(times[n])))
+        best = _fastest(times, TORCHES)
         summary[f'batch_{size}'] = {
             'best_torch': best,
             'speedup_vs_best_torch': ratio(times, best, OURS),
@@ -98,6 +121,13 @@ def measure(*, quick: bool) -> dict[str, Any]:
             'speedup_vs_expanded': ratio(times, 'ours, expanded', OURS),
             'temp_bytes_vs_expanded': mine[OURS][1] / mine['ours, expanded'][1],
         }
+        if bfloat16:
+            best_lower = _fastest(times, TORCHES_BFLOAT16)
+            summary[f'batch_{size}'] |= {
+                'best_torch_bfloat16': best_lower,
+                'bfloat16_vs_best_torch_bfloat16': ratio(times, best_lower, OURS_BFLOAT16),
+                'bfloat16_vs_float32': ratio(times, OURS, OURS_BFLOAT16),
+            }
         if best in peaks:
             summary[f'batch_{size}']['process_peak_vs_best_torch'] = peaks[OURS] / peaks[best]
     return {
@@ -108,3 +138,7 @@ def measure(*, quick: bool) -> dict[str, Any]:
             s['speedup_vs_best_torch']['median'] for s in summary.values()
         ),
     }
+
+
+def _fastest(times: dict[str, list[float]], among: Iterable[str]) -> str:
+    return min((n for n in among if n in times), key=lambda name: float(np.median(times[name])))

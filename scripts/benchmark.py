@@ -4,13 +4,13 @@ import argparse
 import importlib
 import json
 import os
-import platform
 import sys
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+from fmen_jax.runtime import cpu
 from fmen_jax.runtime.huge_pages import start_with_huge_pages
 
 SECTIONS = ('train', 'infer', 'memory', 'growth', 'data', 'jobs', 'startup')
@@ -21,7 +21,8 @@ def machine() -> dict[str, Any]:
     import torch
 
     return {
-        'cpu': platform.processor() or platform.machine(),
+        'cpu': cpu.model(),
+        'cpu_features': cpu.features(),
         'cores': os.cpu_count(),
         'threads': {'torch': torch.get_num_threads(), 'xla': len(os.sched_getaffinity(0))},
         'versions': {'jax': jax.__version__, 'torch': torch.__version__},

@@ -54,7 +54,7 @@ def test_published_weights_in_float32(
 
 
 def test_train_checkpoint_is_loaded_folded_and_saved(tiny: Golden, tmp_path: Path) -> None:
-    path = tmp_path / 'train.pt'
+    path = tmp_path / 'train.safetensors'
     porting.write(path, tiny.below('train/'), {})
     net = fmen_jax.load(path)
     assert net.graph == 'collapsed'

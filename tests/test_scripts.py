@@ -4,6 +4,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,7 +19,7 @@ def port(*args: object) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parity
-def test_port_weights(shared: Callable[[str], Path], tmp_path: Path) -> None:
+def test_port_weights(shared: Callable[[str], Path], tmp_path: Path, torch: Any) -> None:
     source = shared('official/fmen_s_x4_ntire2022.pth')
     done = port(source, tmp_path / 'out.safetensors')
     assert done.returncode == 0, done.stderr
@@ -32,11 +33,11 @@ def test_port_weights(shared: Callable[[str], Path], tmp_path: Path) -> None:
 
 
 def test_port_weights_folds(tiny: Golden, tmp_path: Path) -> None:
-    porting.write(tmp_path / 'train.pt', tiny.below('train/'), {})
-    done = port(tmp_path / 'train.pt', tmp_path / 'deploy.pth', '--fold')
+    porting.write(tmp_path / 'train.safetensors', tiny.below('train/'), {})
+    done = port(tmp_path / 'train.safetensors', tmp_path / 'deploy.safetensors', '--fold')
     assert done.returncode == 0, done.stderr
     expected = [key for key in tiny.below('deploy/') if key != 'y']
-    assert list(porting.read(tmp_path / 'deploy.pth')) == expected
+    assert list(porting.read(tmp_path / 'deploy.safetensors')) == expected
 
 
 def test_port_weights_names_the_fault(tmp_path: Path) -> None:

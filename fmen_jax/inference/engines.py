@@ -58,8 +58,8 @@ def make_engine(network: 'Network', name: Name = 'xla', dtype: Dtype = 'float32'
     network = network.fold()
     if name == 'auto':
         makers = {
-            name: functools.partial(make_engine, network, name, dtype)
-            for name in installed(network, dtype)
+            each: functools.partial(make_engine, network, each, dtype)  # pyright: ignore[reportArgumentType]
+            for each in installed(network, dtype)
         }
         name = calibration.fastest(makers, of=f'{network.config} {dtype}')  # pyright: ignore[reportAssignmentType]
     if name == 'xla':
@@ -69,7 +69,7 @@ def make_engine(network: 'Network', name: Name = 'xla', dtype: Dtype = 'float32'
     return OnnxRuntime(network, dtype)
 
 
-def installed(network: 'Network', dtype: Dtype) -> list[Literal['xla', 'onnxruntime', 'openvino']]:
+def installed(network: 'Network', dtype: Dtype) -> list[str]:
     """The engines that can run a network in a dtype here, for 'auto' to choose from."""
     from fmen_jax.export.onnx import exportable
 
@@ -97,9 +97,8 @@ class Xla:
         self._network = network
         variables = network.variables
         for_tpu = jax.default_backend() == 'tpu' if for_tpu is None else for_tpu
-        dtype = supported_dtype(dtype)
-        self.dtype = dtype
-        if dtype == 'bfloat16':
+        self.dtype = supported_dtype(dtype)
+        if self.dtype == 'bfloat16':
             variables = jax.tree.map(lambda a: jnp.asarray(a, jnp.bfloat16), variables)
         self._devices = jax.local_devices()
         self._variables = devices.replicate(devices.make_mesh(devices=self._devices), variables)
@@ -109,7 +108,7 @@ class Xla:
             if for_tpu and isinstance(network.config, FMENConfig):
                 packed = 2 if x.shape[2] % 2 == 0 else 1
                 module = network.config.build('deploy', packed=packed, shuffle='rows')
-            y: Any = module.apply(variables, x.astype(dtype))
+            y: Any = module.apply(variables, x.astype(self.dtype))
             return y.astype(jnp.float32)
 
         self._function = jit(function, onednn='always')

@@ -1,13 +1,12 @@
 """Checkpoints on disk: .pt and .pth (PyTorch) and .safetensors, tensors only.
 
-A pickle can execute code when it is read. With torch installed, `weights_only=True` refuses one
-that would; without, `pickled_tensors.py` does, for the zip files torch has written since 1.6.
+A pickle can execute code when it is read. `pickled_tensors.py` reads tensors and nothing else, with
+and without PyTorch installed.
 """
 
 import importlib.util
 import json
 import pickle
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -39,7 +38,7 @@ def read(path: Path) -> dict[str, Any]:
         raise InputError(f'{path}: cannot be read: {error.strerror}.') from error
     if path.suffix.lower() == '.safetensors':
         return _read_safetensors(path)
-    tree = _read_with_torch(path) if importlib.util.find_spec('torch') else _read_zip(path)
+    tree = _read_pickled(path)
     if not isinstance(tree, Mapping):
         raise InputError(f'{path}: holds a {type(tree).__name__}; expected tensors by name.')
     return dict(tree)
@@ -74,39 +73,7 @@ def _safetensors_header(path: Path) -> dict[str, Any]:
         return json.loads(file.read(min(size, 100_000_000)), object_pairs_hook=unique)
 
 
-def _read_with_torch(path: Path) -> Any:
-    import torch
-
-    def to_numpy(value: Any) -> Any:
-        if isinstance(value, Mapping):
-            return {key: to_numpy(item) for key, item in value.items()}
-        if not isinstance(value, torch.Tensor):
-            return value
-        if value.dtype == torch.bfloat16:  # numpy has no such type of its own
-            return value.detach().view(torch.uint16).numpy().view(ml_dtypes.bfloat16)
-        return value.detach().numpy()
-
-    try:
-        return to_numpy(torch.load(path, map_location='cpu', weights_only=True))
-    except pickle.UnpicklingError as error:
-        asked = re.search(r'GLOBAL ([\w.]+)', str(error))
-        if asked is None:
-            raise InputError(
-                f'{path}: not a PyTorch checkpoint: not what torch.save writes.'
-            ) from error
-        raise _unsafe(path, f'it asks for {asked[1]}') from error
-    except (RuntimeError, EOFError, ValueError, KeyError, OSError, TypeError) as error:
-        raise InputError(
-            f'{path}: broken or truncated PyTorch checkpoint: {_reason(error)}'
-        ) from error
-
-
-def _reason(error: Exception) -> str:
-    """The first line of an error, or its kind."""
-    return (str(error).splitlines() or [type(error).__name__])[0]
-
-
-def _read_zip(path: Path) -> Any:
+def _read_pickled(path: Path) -> Any:
     try:
         return pickled_tensors.load(path)
     except pickle.UnpicklingError as error:

@@ -16,7 +16,7 @@ class OptimConfig:
 
     name: Literal['adam', 'adamw', 'lion', 'muon', 'sgd'] = 'adam'
     """Optimiser, from optax. 'muon' orthogonalises the updates of the convolution kernels between
-    head and tail, and updates all other parameters with Adam."""
+    head and tail, and updates all other parameters with Adam, both with Nesterov momentum."""
     learning_rate: float = 5e-4
     """At the start, after the warm-up."""
     schedule: Literal['halve', 'cosine', 'constant'] = 'halve'

@@ -1,8 +1,10 @@
 """Batches: aligned, augmented, and a function of (seed, step) alone."""
 
+import collections
 import dataclasses
 import itertools
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -67,10 +69,49 @@ def test_every_place_is_equally_probable(tmp_path: Path, cache: Path) -> None:
     assert abs(share - 0.1) < 5 * (0.1 * 0.9 / 2000) ** 0.5
 
 
-def test_a_batch_depends_on_seed_and_step_alone(source: Source) -> None:
-    batches = Batches([source], CONFIG)
-    np.testing.assert_array_equal(batches[5]['hr'], Batches([source], CONFIG)[5]['hr'])
-    other = Batches([source], dataclasses.replace(CONFIG, seed=4))
+def test_positions_are_drawn_by_the_interpolation_error(tmp_path: Path, cache: Path) -> None:
+    """The share of each position against the sums of a loop, within five deviations."""
+    generator = np.random.default_rng(0)
+    noise = generator.integers(0, 256, (24, 28, 3), np.uint8)
+    noise[:, 14:] //= 4  # less to restore at the right
+    save(tmp_path / 'x/a.png', np.full((40, 40, 3), 9, np.uint8))
+    save(tmp_path / 'x/b.png', noise)
+    source = open_source(prepare(tmp_path / 'x', 2))
+    assert source.interpolation_error(0).max() == 0
+    lr, hr = source.pixels(1)
+    error = np.abs(imresize(lr.astype(np.float64), 2) - hr)
+    squares = itertools.product(range(0, 24, 2), range(0, 28, 2))
+    by_loop = np.array([error[y : y + 2, x : x + 2].mean() for y, x in squares]).reshape(12, 14)
+    np.testing.assert_allclose(source.interpolation_error(1), by_loop, rtol=1e-5)
+    config = dataclasses.replace(CONFIG, batch=4000, sampling='error', flips=False)
+    batch = Batches([source], config)[0]['lr']
+    assert (batch == 9).all((1, 2, 3)).sum() == 0
+    sums = {
+        lr[y : y + 8, x : x + 8].tobytes(): by_loop[y : y + 8, x : x + 8].sum()
+        for y in range(5)
+        for x in range(7)
+    }
+    drawn = collections.Counter(patch.tobytes() for patch in batch)
+    assert drawn.keys() <= sums.keys()
+    for patch, weight in sums.items():
+        share = weight / sum(sums.values())
+        assert abs(drawn[patch] / 4000 - share) < 5 * (share * (1 - share) / 4000) ** 0.5
+
+
+def test_pictures_without_any_error_are_drawn_all_the_same(tmp_path: Path, cache: Path) -> None:
+    save(tmp_path / 'x/a.png', np.full((40, 40, 3), 9, np.uint8))
+    config = dataclasses.replace(CONFIG, sampling='error')
+    batch = Batches([open_source(prepare(tmp_path / 'x', 2))], config)[0]
+    assert (batch['lr'] == 9).all()
+
+
+@pytest.mark.parametrize('sampling', ['uniform', 'error'])
+def test_a_batch_depends_on_seed_and_step_alone(source: Source, sampling: Any) -> None:
+    config = dataclasses.replace(CONFIG, sampling=sampling)
+    batches = Batches([source], config)
+    again = Batches([open_source(source.folder)], config)
+    np.testing.assert_array_equal(batches[5]['hr'], again[5]['hr'])
+    other = Batches([source], dataclasses.replace(config, seed=4))
     assert (batches[5]['hr'] != other[5]['hr']).any()
     assert (batches[5]['hr'] != batches[6]['hr']).any()
     patches = np.concatenate([batches[i]['lr'] for i in range(20)])

@@ -1,6 +1,7 @@
 """The layers against PyTorch's own."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,21 +21,21 @@ from fmen_jax.models.layers import (
 )
 from tests.conftest import assert_close
 
-torch = pytest.importorskip('torch')
-
 pytestmark = pytest.mark.usefixtures('x64')
 
 
-def to_torch(x: np.ndarray) -> 'torch.Tensor':
+def to_torch(x: np.ndarray) -> Any:
+    import torch
+
     return torch.from_numpy(np.moveaxis(x, -1, 1).copy())
 
 
-def to_numpy(x: 'torch.Tensor') -> np.ndarray:
+def to_numpy(x: Any) -> np.ndarray:
     return np.moveaxis(x.detach().numpy(), 1, -1)
 
 
 @pytest.mark.parity
-def test_batch_norm_is_pytorchs_over_many_steps() -> None:
+def test_batch_norm_is_pytorchs_over_many_steps(torch: Any) -> None:
     generator = np.random.default_rng(0)
     theirs = torch.nn.BatchNorm2d(5, dtype=torch.float64)
     module = BatchNorm(5)
@@ -64,7 +65,7 @@ def test_batch_norm_is_pytorchs_over_many_steps() -> None:
 
 @pytest.mark.parity
 @pytest.mark.parametrize('scale', [2, 3, 4])
-def test_pixel_shuffle_order(scale: int) -> None:
+def test_pixel_shuffle_order(scale: int, torch: Any) -> None:
     x = np.arange(2.0 * 3 * 5 * 3 * scale**2).reshape(2, 3, 5, -1)
     theirs = to_numpy(torch.nn.functional.pixel_shuffle(to_torch(x), scale))
     np.testing.assert_array_equal(pixel_shuffle(jnp.asarray(x), scale), theirs)
@@ -72,7 +73,7 @@ def test_pixel_shuffle_order(scale: int) -> None:
 
 @pytest.mark.parity
 @pytest.mark.parametrize(('padding', 'theirs'), [('SAME', 1), ('VALID', 0)])
-def test_convolution(padding: str, theirs: int) -> None:
+def test_convolution(padding: str, theirs: int, torch: Any) -> None:
     generator = np.random.default_rng(1)
     x, kernel = generator.normal(size=(2, 5, 6, 4)), generator.normal(size=(3, 3, 4, 7))
     bias = generator.normal(size=7)

@@ -1,10 +1,14 @@
 """Schedules and optimisers."""
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import pytest
 
 from fmen_jax.errors import InputError
+from fmen_jax.models.fmen import FMENConfig
+from fmen_jax.models.initial import initial_variables
 from fmen_jax.training.optim import OptimConfig, make_optimizer, make_schedule
 from tests.conftest import assert_close
 
@@ -43,3 +47,30 @@ def test_every_optimiser_goes_downhill(name: str) -> None:
 def test_contradictions(config: OptimConfig, message: str) -> None:
     with pytest.raises(InputError, match=message):
         make_optimizer(config, 10)
+
+
+def test_muon_orthogonalises_inner_kernels_and_leaves_the_rest_to_adam() -> None:
+    config = FMENConfig(scale=2, n_feats=10, mid_feats=8, down_blocks=1, up_blocks=(1, 1))
+    params = initial_variables(config, 'collapsed')['params']
+    generator = np.random.default_rng(0)
+    gradients = jax.tree.map(lambda a: generator.normal(size=a.shape).astype(np.float32), params)
+    rate = 1e-2
+    muon = make_optimizer(OptimConfig('muon', learning_rate=rate, schedule='constant'), 10)
+    adam = optax.adam(rate, nesterov=True)
+    updates, _ = muon.update(gradients, muon.init(params), params)
+    by_adam, _ = adam.update(gradients, adam.init(params), params)
+    inner = 0
+    for (path, update), other in zip(
+        jax.tree.leaves_with_path(updates), jax.tree.leaves(by_adam), strict=True
+    ):
+        if update.ndim != 4 or path[0].key in ('head', 'tail_0'):
+            assert_close(update, other, 1e-7)
+            continue
+        inner += 1
+        matrix = np.asarray(update).reshape(-1, update.shape[3])
+        scale = rate * 0.2 * max(matrix.shape) ** 0.5
+        singular = np.linalg.svd(matrix / scale, compute_uv=False)
+        # Newton-Schulz brings singular values near 1, not to it
+        assert singular.min() > 0.5
+        assert singular.max() < 1.3
+    assert inner == 1 + 3 * 6 + 2 * 2 + 1  # warm-up, RRRBs, squeeze and excitate, lr_conv
