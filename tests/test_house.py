@@ -10,7 +10,7 @@ import pytest
 from tests.conftest import ROOT
 
 ROW = [
-    *('parallel', 'data', 'models', 'porting', 'evaluation'),
+    *('runtime', 'data', 'models', 'porting', 'evaluation'),
     *('training', 'export', 'inference', 'cli'),
 ]
 PACKAGE = ROOT / 'fmen_jax'
