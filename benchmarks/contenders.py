@@ -14,7 +14,7 @@ from fmen_jax.inference.engines import Xla, make_engine
 from fmen_jax.models import zoo
 from fmen_jax.models.fmen import FMENConfig
 from fmen_jax.models.initial import initial_variables
-from fmen_jax.pretrained import Network
+from fmen_jax.network import Network
 
 Contender = Callable[[np.ndarray], np.ndarray]
 

@@ -15,8 +15,9 @@ import skimage.data
 from benchmarks import peak
 from benchmarks.train import OURS, ours
 from benchmarks.turns import in_turn, ratio, rows
-from fmen_jax.data import images, sources
-from fmen_jax.data.pipeline import Batches, PipelineConfig, prefetched
+from fmen_jax.data import prepared
+from fmen_jax.data.batches import Batches, PipelineConfig, prefetched
+from fmen_jax.images import rgb8
 from fmen_jax.models.fmen import FMENConfig
 
 PHOTOGRAPHS = ('astronaut', 'coffee', 'chelsea', 'rocket')
@@ -30,10 +31,10 @@ def measure(*, quick: bool) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         for photograph in PHOTOGRAPHS:
-            picture = images.Picture(getattr(skimage.data, photograph)())
-            images.write(folder / 'pictures' / f'{photograph}.png', picture)
-        source = sources.open_source(
-            sources.prepare(folder / 'pictures', 4, output=folder / 'prepared')
+            picture = rgb8.Picture(getattr(skimage.data, photograph)())
+            rgb8.write(folder / 'pictures' / f'{photograph}.png', picture)
+        source = prepared.open_source(
+            prepared.prepare(folder / 'pictures', 4, output=folder / 'prepared')
         )
         for size, patch in ((2, 16),) if quick else ((16, 48), (64, 48)):
             settings = PipelineConfig(patch=patch, batch=size, ahead=2)

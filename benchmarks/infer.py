@@ -13,7 +13,7 @@ import numpy as np
 
 from benchmarks import contenders
 from benchmarks.turns import in_turn, ratio, rows
-from fmen_jax.pretrained import Network
+from fmen_jax.network import Network
 from fmen_jax.runtime import onednn
 from fmen_jax.runtime.compilation import jit
 

@@ -18,11 +18,11 @@ from PIL import Image
 from benchmarks import contenders, peak
 from benchmarks.turns import in_turn, ratio, rows
 from fmen_jax.inference import jobs
-from fmen_jax.inference.plan import plan
+from fmen_jax.inference.planning import plan
 from fmen_jax.inference.upscaler import Upscaler
 from fmen_jax.models.fmen import FMENConfig
 from fmen_jax.models.initial import initial_variables
-from fmen_jax.pretrained import Network
+from fmen_jax.network import Network
 
 
 def _pictures(folder: Path, count: int) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import skimage.data
 
-from fmen_jax.data import images
+from fmen_jax.images import rgb8
 
 _ROOT = Path(__file__).parent.parent
 
@@ -25,14 +25,14 @@ part = lambda name: clock.append((name, time.perf_counter()))
 import jax
 part('import jax')
 import fmen_jax.cli
-from fmen_jax import pretrained
+from fmen_jax.network import load
 from fmen_jax.runtime.compilation import keep_compiled
 from fmen_jax.inference import jobs
-from fmen_jax.inference.plan import plan
+from fmen_jax.inference.planning import plan
 from fmen_jax.inference.upscaler import Upscaler
 part('import the rest')
 keep_compiled()
-network = pretrained.load('fmen_s_x4')
+network = load('fmen_s_x4')
 part('load weights')
 upscaler = Upscaler(network, engine=sys.argv[3])
 part('build the engine')
@@ -50,7 +50,7 @@ def measure(*, quick: bool) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         picture, out = folder / 'small.png', folder / 'out.png'
-        images.write(picture, images.Picture(skimage.data.astronaut()[:64, :64]))
+        rgb8.write(picture, rgb8.Picture(skimage.data.astronaut()[:64, :64]))
         environment = {
             **{k: v for k, v in os.environ.items() if k != 'GLIBC_TUNABLES'},
             'FMEN_JAX_CACHE': str(folder / 'cache'),

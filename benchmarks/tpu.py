@@ -15,11 +15,11 @@ from jax.experimental import topologies
 from jax.sharding import Mesh
 
 from benchmarks.compiled import CHIPS, figures
-from fmen_jax.config import Experiment
 from fmen_jax.errors import InputError
 from fmen_jax.models.initial import initial_variables
 from fmen_jax.runtime import devices
-from fmen_jax.training.optim import make_optimizer
+from fmen_jax.training.experiment import Experiment
+from fmen_jax.training.optimizer import make_optimizer
 from fmen_jax.training.state import init_state
 from fmen_jax.training.step import make_train_step
 

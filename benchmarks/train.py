@@ -16,12 +16,12 @@ import numpy as np
 from benchmarks import peak
 from benchmarks.turns import in_turn, ratio, rows
 from fmen_jax import porting
-from fmen_jax.data.pipeline import unshuffle
+from fmen_jax.images.pixel_shuffle import pixel_unshuffle
 from fmen_jax.models.fmen import FMENConfig
 from fmen_jax.models.initial import initial_variables
 from fmen_jax.runtime import onednn
 from fmen_jax.runtime.compilation import jit
-from fmen_jax.training.optim import OptimConfig, make_optimizer
+from fmen_jax.training.optimizer import OptimConfig, make_optimizer
 from fmen_jax.training.state import init_state
 from fmen_jax.training.step import StepConfig, make_train_step
 
@@ -62,7 +62,7 @@ def ours(
     module = config.build(graph, shuffle='none' if early else 'image')
     step = compile_(make_train_step(module, optimizer, StepConfig(dtype=dtype)), donate_argnums=0)
     if early:
-        batch = {'lr': batch['lr'], 'hr': unshuffle(batch['hr'], config.scale)}
+        batch = {'lr': batch['lr'], 'hr': pixel_unshuffle(batch['hr'], config.scale)}
     states = [init_state(initial_variables(config, graph), optimizer, ema=False)]
     compiled: Any = step.lower(states[0], batch).compile()
 

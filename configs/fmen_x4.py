@@ -10,10 +10,10 @@ patches of 64x64 LR pixels. Not published, so as EDSR's framework has it: a mill
 every fifth, eight flips. Which pictures were used is not confirmed: DIV2K, likely with Flickr2K.
 """
 
-from fmen_jax.config import Experiment, LoopConfig
-from fmen_jax.data.pipeline import PipelineConfig
+from fmen_jax.data.batches import PipelineConfig
 from fmen_jax.models import zoo
-from fmen_jax.training.optim import OptimConfig
+from fmen_jax.training.experiment import Experiment, LoopConfig
+from fmen_jax.training.optimizer import OptimConfig
 from fmen_jax.training.step import StepConfig
 
 experiment = Experiment(

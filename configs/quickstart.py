@@ -6,10 +6,10 @@
 FOLDER holds photographs (25 of 576x576 are enough), BENCHMARK is for example Set5.
 """
 
-from fmen_jax.config import Experiment, LoopConfig
-from fmen_jax.data.pipeline import PipelineConfig
+from fmen_jax.data.batches import PipelineConfig
 from fmen_jax.models.fmen import FMENConfig
-from fmen_jax.training.optim import OptimConfig
+from fmen_jax.training.experiment import Experiment, LoopConfig
+from fmen_jax.training.optimizer import OptimConfig
 from fmen_jax.training.step import StepConfig
 
 experiment = Experiment(

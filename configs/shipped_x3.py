@@ -6,10 +6,10 @@ fmen-jax train configs/shipped_x3.py --workdir runs/shipped_x3 \
         --data.validation ../shared/data/validation/Kodak24
 """
 
-from fmen_jax.config import Experiment, LoopConfig
-from fmen_jax.data.pipeline import PipelineConfig
+from fmen_jax.data.batches import PipelineConfig
 from fmen_jax.models import zoo
-from fmen_jax.training.optim import OptimConfig
+from fmen_jax.training.experiment import Experiment, LoopConfig
+from fmen_jax.training.optimizer import OptimConfig
 from fmen_jax.training.step import StepConfig
 
 experiment = Experiment(

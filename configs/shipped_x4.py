@@ -9,10 +9,10 @@ higher learning rate that falls to nothing along a cosine, smaller batches, aver
 by validation on Kodak24.
 """
 
-from fmen_jax.config import Experiment, LoopConfig
-from fmen_jax.data.pipeline import PipelineConfig
+from fmen_jax.data.batches import PipelineConfig
 from fmen_jax.models import zoo
-from fmen_jax.training.optim import OptimConfig
+from fmen_jax.training.experiment import Experiment, LoopConfig
+from fmen_jax.training.optimizer import OptimConfig
 from fmen_jax.training.step import StepConfig
 
 experiment = Experiment(

@@ -3,10 +3,10 @@
 fmen-jax train configs/smoke.py --workdir /tmp/smoke --data.train FOLDER
 """
 
-from fmen_jax.config import Experiment, LoopConfig
-from fmen_jax.data.pipeline import PipelineConfig
+from fmen_jax.data.batches import PipelineConfig
 from fmen_jax.models.fmen import FMENConfig
-from fmen_jax.training.optim import OptimConfig
+from fmen_jax.training.experiment import Experiment, LoopConfig
+from fmen_jax.training.optimizer import OptimConfig
 
 experiment = Experiment(
     model=FMENConfig(scale=2, n_feats=8, mid_feats=6, down_blocks=1, up_blocks=(1, 1)),

@@ -3,6 +3,7 @@
     import fmen_jax
     net = fmen_jax.load('fmen_s_x4_github')  # a published name, or a checkpoint's path
     y = net(x)                               # [N, H, W, 3] in 0..255 -> [N, 4 H, 4 W, 3]
+    image = fmen_jax.upscale(net, 'photo.jpg')   # any picture, in tiles if it is large
 
 Images are NHWC, float, RGB in 0..255 everywhere.
 """
@@ -11,14 +12,20 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = '0.1.0'
 
-__all__ = ['InputError', 'Network', 'load', 'models', 'porting']
+__all__ = ['InputError', 'Network', 'load', 'models', 'porting', 'upscale']
 
 if TYPE_CHECKING:
     from fmen_jax import models, porting
     from fmen_jax.errors import InputError
-    from fmen_jax.pretrained import Network, load
+    from fmen_jax.inference.upscale import upscale
+    from fmen_jax.network import Network, load
 
-_HOMES = {'InputError': 'errors', 'Network': 'pretrained', 'load': 'pretrained'}
+_HOMES = {
+    'InputError': 'errors',
+    'Network': 'network',
+    'load': 'network',
+    'upscale': 'inference.upscale',
+}
 
 
 def __getattr__(name: str) -> Any:

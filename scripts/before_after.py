@@ -11,8 +11,8 @@ import numpy as np
 import pyvips
 
 import fmen_jax
-from fmen_jax.data import images
 from fmen_jax.errors import FMENError
+from fmen_jax.images import rgb8
 from fmen_jax.inference.upscaler import Upscaler
 
 
@@ -26,11 +26,11 @@ def main() -> int:
     args = parser.parse_args()
     try:
         upscale = Upscaler(fmen_jax.load(args.weights))
-        pixels = images.read(args.picture).pixels
+        pixels = rgb8.read(args.picture).pixels
         bicubic = pyvips.Image.new_from_array(pixels).resize(upscale.scale, kernel='cubic')  # pyright: ignore
         line = np.full((bicubic.height, 4, 3), 255, np.uint8)
         both = np.concatenate([bicubic.numpy(), line, upscale(pixels)], axis=1)
-        images.write(args.output, images.Picture(both))
+        rgb8.write(args.output, rgb8.Picture(both))
     except FMENError as error:
         print(f'error: {error}', file=sys.stderr)
         return 2

@@ -30,8 +30,8 @@ def main() -> None:
     args = parser.parse_args()
 
     from benchmarks import tpu
-    from fmen_jax.config import load_experiment
     from fmen_jax.errors import FMENError
+    from fmen_jax.training.experiment import load_experiment
 
     given = {k: getattr(args, k) for k in ('dtype', 'packed', 'statistics') if getattr(args, k)}
     try:

@@ -8,8 +8,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from fmen_jax import pretrained
 from fmen_jax.errors import FMENError
+from fmen_jax.network import describe, load
 from fmen_jax.porting import DIALECTS
 
 
@@ -23,11 +23,11 @@ def main() -> int:
     parser.add_argument('--fold', action='store_true', help='fold a train graph to deploy')
     args = parser.parse_args()
     try:
-        print(pretrained.describe(args.source))
-        network = pretrained.load(args.source)
+        print(describe(args.source))
+        network = load(args.source)
         network = network.fold() if args.fold else network
         network.save(args.target, dialect=args.dialect)
-        print(f'\n{pretrained.describe(args.target)}')
+        print(f'\n{describe(args.target)}')
     except (FMENError, OSError) as error:
         print(f'error: {error}', file=sys.stderr)
         return 2

@@ -10,10 +10,11 @@ from pathlib import Path
 
 from fmen_jax.data.pairs import find_pairs
 from fmen_jax.errors import FMENError
-from fmen_jax.evaluation import benchmark, protocols
+from fmen_jax.evaluation import protocols, scoring
 from fmen_jax.files import sha256, write_text
 from fmen_jax.inference.upscaler import Upscaler
-from fmen_jax.pretrained import SHIPPED, load
+from fmen_jax.network import load
+from fmen_jax.weights.names import SHIPPED
 
 SETS = ('Set5', 'Set14')
 
@@ -43,8 +44,8 @@ def write(run: Path, name: str, benchmarks: Path, commit: str | None) -> None:
     measured = {}
     for folder in SETS:
         pairs = find_pairs(benchmarks / folder, upscaler.scale)
-        scores = [*benchmark.evaluate(upscaler, pairs, scale=upscaler.scale, protocol=protocol)]
-        result = benchmark.Result(name, folder, upscaler.scale, protocol, scores)
+        scores = [*scoring.evaluate(upscaler, pairs, scale=upscaler.scale, protocol=protocol)]
+        result = scoring.Result(name, folder, upscaler.scale, protocol, scores)
         pictures = {score.name: {'psnr': score.psnr, 'ssim': score.ssim} for score in scores}
         measured[folder] = dataclasses.asdict(result.mean) | {'pictures': pictures}
     head = subprocess.run(['git', 'rev-parse', 'HEAD'], capture_output=True, text=True, check=True)

@@ -16,8 +16,8 @@ from benchmarks.compiled import collectives
 from tests.conftest import ROOT
 
 CONFIG = """
-from fmen_jax.config import Experiment
-from fmen_jax.data.pipeline import PipelineConfig
+from fmen_jax.training.experiment import Experiment
+from fmen_jax.data.batches import PipelineConfig
 from fmen_jax.models.fmen import FMENConfig
 experiment = Experiment(
     model=FMENConfig(scale=2, n_feats=24, mid_feats=16, down_blocks=1, up_blocks=(1, 1)),

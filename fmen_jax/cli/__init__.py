@@ -1,53 +1,67 @@
-"""The command line: one function per verb, thin; the work is in the packages."""
+"""The command line, `fmen-jax COMMAND`: one module for each command, imported when it is chosen."""
 
-import functools
+import importlib
 import sys
 import warnings
 from collections.abc import Sequence
 from typing import Any
 
-import tyro
-
-from fmen_jax.cli.exporting import export
-from fmen_jax.cli.learning import prepare, train
-from fmen_jax.cli.measuring import compare, evaluate
-from fmen_jax.cli.pictures import download, info, upscale
+from fmen_jax import __version__
 from fmen_jax.errors import FMENError, FMENWarning, InputError
 from fmen_jax.runtime.huge_pages import start_with_huge_pages
 
+COMMANDS = {
+    'upscale': 'Upscale pictures.',
+    'evaluate': 'Measure PSNR and SSIM of networks on benchmark folders.',
+    'train': 'Train a network, or resume a run.',
+    'prepare': 'Decode pictures for training in advance.',
+    'info': 'Describe a checkpoint.',
+    'export': 'Convert a network to ONNX, StableHLO or another kind of checkpoint.',
+    'download': 'Download published weights.',
+    'compare': 'Compare what networks cost: parameters, memory and time.',
+}
 
-def _show_warning(message: Warning | str, category: type[Warning], *_: Any) -> None:
-    kind = 'note' if issubclass(category, FMENWarning) else f'warning: {category.__name__}'
-    print(f'{kind}: {message}', file=sys.stderr)
+_HELP = ('-h', '--help')
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    """Run the command line; exits with 0, with 1 if something failed, with 2 on wrong usage."""
-    verbs = {
-        'upscale': upscale,
-        'info': info,
-        'export': export,
-        'download': download,
-        'evaluate': evaluate,
-        'compare': compare,
-        'prepare': prepare,
-        'train': functools.partial(train, []),
-    }
+    """Run a command and exit: with 0, with 1 if something failed, with 2 on wrong usage.
+
+    Args:
+      args: the arguments; those of this process if omitted.
+    """
     own_process = args is None
+    args = list(sys.argv[1:] if args is None else args)
+    if not args or args[0] in (*_HELP, '--version'):
+        print(f'fmen_jax {__version__}' if args and args[0] == '--version' else _overview())
+        sys.exit(0 if args else 2)
+    command = args[0]
+    if command not in COMMANDS:
+        print(f'error: no command {command!r}.\n\n{_overview()}', file=sys.stderr)
+        sys.exit(2)
     if own_process:
         warnings.showwarning = _show_warning
-    args = list(sys.argv[1:] if args is None else args)
+        if command == 'train':
+            start_with_huge_pages()
     try:
-        if args[:1] == ['train']:  # its options depend on the experiment's file
-            if own_process:
-                start_with_huge_pages()
-            sys.exit(train(args[1:]))
-        code = tyro.extras.subcommand_cli_from_dict(
-            verbs, prog='fmen-jax', description='FMEN super-resolution in JAX.', args=args
-        )
+        code = importlib.import_module(f'fmen_jax.cli.{command}').main(args[1:])
     except (FMENError, OSError) as error:
         print(f'error: {error}', file=sys.stderr)
         code = 2 if isinstance(error, InputError) else 1
     except KeyboardInterrupt:
         code = 130
     sys.exit(code)
+
+
+def _overview() -> str:
+    commands = '\n'.join(f'  {name:<10} {text}' for name, text in COMMANDS.items())
+    return (
+        'usage: fmen-jax COMMAND [options]\n\nFMEN super-resolution in JAX.\n\n'
+        f'{commands}\n\n'
+        '`fmen-jax COMMAND --help` explains a command; `fmen-jax --version` prints the version.'
+    )
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *_: Any) -> None:
+    kind = 'note' if issubclass(category, FMENWarning) else f'warning: {category.__name__}'
+    print(f'{kind}: {message}', file=sys.stderr)

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
-from fmen_jax.data import images
-from fmen_jax.data.bicubic import imresize
 from fmen_jax.errors import InputError
 from fmen_jax.files import cache_folder
+from fmen_jax.images import rgb8
+from fmen_jax.images.bicubic import imresize
 
 # The usual layouts: where the HR pictures are, and the LR one of NAME; s is the scale.
 _LAYOUTS = (
@@ -66,7 +66,7 @@ def find_pairs(folder: Path, scale: int) -> list[Pair]:
             )
         return [Pair(*pair) for pair in zip(stems, found, lr_files, strict=True)]
     seen = (p for p in folder.iterdir() if not p.name.startswith('.'))  # as macOS leaves them
-    pictures = sorted(p for p in seen if p.suffix.lower() in images.ENDINGS)
+    pictures = sorted(p for p in seen if p.suffix.lower() in rgb8.ENDINGS)
     if not pictures:
         raise InputError(
             f'{folder}: no pictures for x{scale}. Expected HR pictures, or one of the layouts '
@@ -86,12 +86,12 @@ def load_pair(pair: Pair, scale: int, *, keep: bool = True) -> Loaded:
       InputError: one cannot be read (16 bit and transparency are refused), or their sizes differ by
         another factor than the scale.
     """
-    hr = images.read(pair.hr).pixels
+    hr = rgb8.read(pair.hr).pixels
     height, width = (size // scale for size in hr.shape[:2])
     if not (height and width):
         raise InputError(f'{pair.hr} is {hr.shape[1]}x{hr.shape[0]}: too small for x{scale}.')
     if pair.lr:
-        lr = images.read(pair.lr).pixels
+        lr = rgb8.read(pair.lr).pixels
         return fitted(pair.name, lr, hr, scale, where=f'{pair.lr} and {pair.hr}')
     hr = hr[: height * scale, : width * scale]
     return Loaded(pair.name, _kept(hr, scale) if keep else imresize(hr, 1 / scale), hr)
@@ -117,5 +117,5 @@ def _kept(hr: np.ndarray, scale: int) -> np.ndarray:
     digest = hashlib.sha256(str(hr.shape).encode() + hr.tobytes()).hexdigest()[:32]
     path = cache_folder() / 'lr' / f'{digest}_x{scale}.png'
     if not path.exists():
-        images.write(path, images.Picture(imresize(hr, 1 / scale)))
-    return images.read(path).pixels
+        rgb8.write(path, rgb8.Picture(imresize(hr, 1 / scale)))
+    return rgb8.read(path).pixels

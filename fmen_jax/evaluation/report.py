@@ -8,7 +8,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from fmen_jax.evaluation.benchmark import ImageScore, Result
+from fmen_jax.evaluation.scoring import ImageScore, Result
 
 _COLUMNS = [field.name for field in dataclasses.fields(ImageScore)]
 

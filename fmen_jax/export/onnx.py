@@ -5,25 +5,23 @@ nodes are Conv, LeakyRelu, Sigmoid, Mul, Add and DepthToSpace in mode CRD, PyTor
 """
 
 import hashlib
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from fmen_jax.errors import InputError, require
 from fmen_jax.models.fmen import SLOPE, FMENConfig
-
-if TYPE_CHECKING:
-    from fmen_jax.pretrained import Network
+from fmen_jax.network import Network
 
 _OPSET = 17
 
 
-def exportable(network: 'Network') -> bool:
+def exportable(network: Network) -> bool:
     """Whether `to_onnx` knows the network: an FMEN."""
     return isinstance(network.config, FMENConfig)
 
 
-def to_onnx(network: 'Network', *, shape: tuple[int, int, int] | None = None) -> bytes:
+def to_onnx(network: Network, *, shape: tuple[int, int, int] | None = None) -> bytes:
     """The model as bytes, folded first, with N, H, W dynamic or fixed to `shape`.
 
     Its metadata: scale, range, configuration, and the SHA-256 of the weights.

@@ -5,19 +5,18 @@ and W. JAX reads such a file for six months after it was written, and the file c
 older versions than wrote it: for keeping, there are safetensors and ONNX.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import export
 
-if TYPE_CHECKING:
-    from fmen_jax.pretrained import Network
+from fmen_jax.network import Network
 
 PLATFORMS = ('cpu', 'cuda', 'tpu')
 
 
-def to_stablehlo(network: 'Network') -> bytes:
+def to_stablehlo(network: Network) -> bytes:
     """The program as bytes, folded first, with symbolic N, H, W."""
     folded = network.fold()
     variables = jax.tree.map(jnp.asarray, folded.variables)

@@ -5,20 +5,19 @@ import functools
 import importlib.util
 import sys
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from fmen_jax.errors import FMENError, InputError, require
+from fmen_jax.export.onnx import exportable, to_onnx
 from fmen_jax.inference import calibration
 from fmen_jax.models.fmen import FMENConfig
+from fmen_jax.network import Network
 from fmen_jax.runtime import devices, onednn
 from fmen_jax.runtime.compilation import jit, supported_dtype
-
-if TYPE_CHECKING:
-    from fmen_jax.pretrained import Network
 
 Name = Literal['auto', 'xla', 'onnxruntime', 'openvino']
 """'auto': on a CPU the fastest of those installed, by measurement (`inference.calibration`); 'xla'
@@ -49,7 +48,7 @@ class Engine(Protocol):
     def __call__(self, x: np.ndarray) -> np.ndarray: ...
 
 
-def make_engine(network: 'Network', name: Name = 'xla', dtype: Dtype = 'float32') -> Engine:
+def make_engine(network: Network, name: Name = 'xla', dtype: Dtype = 'float32') -> Engine:
     """The engine of a network, which is folded first.
 
     Raises:
@@ -69,10 +68,8 @@ def make_engine(network: 'Network', name: Name = 'xla', dtype: Dtype = 'float32'
     return OnnxRuntime(network, dtype)
 
 
-def installed(network: 'Network', dtype: Dtype) -> list[str]:
+def installed(network: Network, dtype: Dtype) -> list[str]:
     """The engines that can run a network in a dtype here, for 'auto' to choose from."""
-    from fmen_jax.export.onnx import exportable
-
     onnx = importlib.util.find_spec('onnx')
     if jax.default_backend() != 'cpu' or not (onnx and exportable(network)):
         return ['xla']
@@ -88,7 +85,7 @@ class Xla:
 
     name = 'xla'
 
-    def __init__(self, network: 'Network', dtype: Dtype, *, for_tpu: bool | None = None) -> None:
+    def __init__(self, network: Network, dtype: Dtype, *, for_tpu: bool | None = None) -> None:
         """Puts the weights on the devices.
 
         `for_tpu`, which the backend decides: two pixels side by side in its lanes, and an output
@@ -132,7 +129,7 @@ class OnnxRuntime:
 
     name = 'onnxruntime'
 
-    def __init__(self, network: 'Network', dtype: Dtype) -> None:
+    def __init__(self, network: Network, dtype: Dtype) -> None:
         require('onnxruntime', 'onnxruntime', '--engine onnxruntime')
         self.dtype = dtype
         if dtype != 'float32':
@@ -141,8 +138,6 @@ class OnnxRuntime:
                 'openvino.'
             )
         import onnxruntime
-
-        from fmen_jax.export.onnx import to_onnx
 
         self._session = onnxruntime.InferenceSession(
             to_onnx(network), providers=['CPUExecutionProvider']
@@ -160,14 +155,12 @@ class OpenVino:
 
     name = 'openvino'
 
-    def __init__(self, network: 'Network', dtype: Dtype) -> None:
+    def __init__(self, network: Network, dtype: Dtype) -> None:
         require('openvino', 'openvino', '--engine openvino')
         self.dtype = dtype
         # Its telemetry forks, which JAX's threads do not survive, and calls home.
         sys.modules.setdefault('openvino_telemetry', None)  # pyright: ignore[reportArgumentType]
         import openvino
-
-        from fmen_jax.export.onnx import to_onnx
 
         # It computes in bfloat16 by itself where the CPU has it, so the type is always said.
         hint = {'float32': 'f32', 'bfloat16': 'bf16'}[dtype]

@@ -13,10 +13,11 @@ from typing import Any
 
 from fmen_jax.errors import FMENError
 from fmen_jax.files import sha256
-from fmen_jax.inference.images import Opened, open_picture
-from fmen_jax.inference.plan import Item
-from fmen_jax.inference.upscaler import Rows, Upscaler
-from fmen_jax.inference.writing import SaveOptions, Writer
+from fmen_jax.images.picture_rows import PictureRows
+from fmen_jax.images.read import Opened, open_picture
+from fmen_jax.images.write import SaveOptions, Writer
+from fmen_jax.inference.planning import Item
+from fmen_jax.inference.upscaler import Upscaler
 
 _AHEAD = 2
 """Pictures that wait to be computed, and as many to be written."""
@@ -176,7 +177,7 @@ class _Work:
         for future in saving:
             future.result()
 
-    def _pictures(self, opener: ThreadPoolExecutor) -> Iterator[Rows]:
+    def _pictures(self, opener: ThreadPoolExecutor) -> Iterator[PictureRows]:
         """Open pictures, one ahead; those that cannot be opened are reported and left out."""
         upcoming: deque[tuple[Item, Future[Opened]]] = deque()
         items = iter(self._items)

@@ -7,35 +7,22 @@ Pixels are [H, W, C], of 1 (gray), 2 (gray, alpha), 3 (RGB) or 4 (RGB, alpha) ch
 import dataclasses
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import numpy as np
 import psutil
 
-from fmen_jax.data.symmetries import dihedral
 from fmen_jax.errors import FMENError, InputError
+from fmen_jax.images.picture_rows import PictureRows
+from fmen_jax.images.symmetries import dihedral
 from fmen_jax.inference import tiling
 from fmen_jax.inference.engines import Dtype, Engine, Name, OutOfMemoryError, make_engine
-
-if TYPE_CHECKING:
-    from fmen_jax.pretrained import Network
+from fmen_jax.network import Network
 
 _RANGE = {'uint8': 255.0, 'uint16': 65535.0, 'float32': 1.0}
 _GLOBAL_HALO = 32
 """For networks that see the whole image, whose tiles are not exact with any halo."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Rows:
-    """A picture that is read by rows."""
-
-    height: int
-    width: int
-    read: Callable[[int, int], np.ndarray]
-    """start, stop -> [stop - start, W, C]; the starts never fall."""
-    constant_alpha: float | None = None
-    """The value of an alpha channel that is everywhere the same: it needs no network."""
 
 
 class Upscaler:
@@ -43,7 +30,7 @@ class Upscaler:
 
     def __init__(
         self,
-        network: 'Network',
+        network: Network,
         *,
         engine: Name = 'xla',
         dtype: Dtype = 'float32',
@@ -102,7 +89,7 @@ class Upscaler:
             )
         alpha = pixels[..., -1] if pixels.shape[2] in (2, 4) else None
         constant = None if alpha is None or np.ptp(alpha) else float(alpha[0, 0])
-        rows = Rows(pixels.shape[0], pixels.shape[1], lambda a, b: pixels[a:b], constant)
+        rows = PictureRows(pixels.shape[0], pixels.shape[1], lambda a, b: pixels[a:b], constant)
         bands = []
         for _, band in self.bands([rows]):
             if isinstance(band, FMENError):
@@ -111,7 +98,7 @@ class Upscaler:
         return np.concatenate(bands)
 
     def bands(
-        self, pictures: Iterable[Rows], stopped: Callable[[], bool] = bool
+        self, pictures: Iterable[PictureRows], stopped: Callable[[], bool] = bool
     ) -> Iterator[tuple[int, np.ndarray | FMENError]]:
         """Upscale pictures, each from top to bottom; windows of several may run at once.
 
@@ -159,7 +146,7 @@ class Upscaler:
                 yield number, error
         yield from run()
 
-    def _cut(self, number: int, rows: Rows) -> Iterator['_Band']:
+    def _cut(self, number: int, rows: PictureRows) -> Iterator['_Band']:
         if self._tile is None:
             grid = tiling.largest_grid(rows.height, rows.width, self._pixels_at_once(), self.halo)
         else:
@@ -249,7 +236,7 @@ class _Band:
     def __init__(
         self,
         picture: int,
-        rows: Rows,
+        rows: PictureRows,
         row: tiling.Span,
         columns: list[tiling.Span],
         pixels: np.ndarray,

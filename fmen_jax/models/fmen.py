@@ -14,6 +14,7 @@ import numpy as np
 from jax import Array
 
 from fmen_jax.errors import InputError
+from fmen_jax.images.pixel_shuffle import pixel_shuffle
 from fmen_jax.models.layers import (
     BatchNorm,
     Conv,
@@ -23,7 +24,6 @@ from fmen_jax.models.layers import (
     pack,
     packed,
     pad_border,
-    pixel_shuffle,
 )
 from fmen_jax.models.reparam import collapse
 

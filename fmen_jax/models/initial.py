@@ -8,7 +8,7 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
-from fmen_jax.data.bicubic import cubic_kernel
+from fmen_jax.images.bicubic import cubic_kernel
 from fmen_jax.models.fmen import FMENConfig
 from fmen_jax.models.layers import Graph, Params
 

@@ -205,14 +205,3 @@ def pad_border(x: Array, border: Array) -> Array:
     inside = jnp.pad(jnp.ones((1, *x.shape[1:3], 1), bool), ((0, 0), (1, 1), (1, 1), (0, 0)))
     padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
     return jnp.where(inside, padded, border.reshape(1, 1, 1, -1))
-
-
-def pixel_shuffle(x: Any, scale: int) -> Any:
-    """[N, H, W, C s^2] -> [N, H s, W s, C] in PyTorch's order: channel = c s^2 + dy s + dx.
-
-    Most of the JAX world has (dy s + dx) C + c instead. Source: Shi et al., CVPR 2016, eq. 4.
-    """
-    n, h, w, channels = x.shape
-    c = channels // scale**2
-    y = x.reshape(n, h, w, c, scale, scale).transpose(0, 1, 4, 2, 5, 3)
-    return y.reshape(n, h * scale, w * scale, c)

@@ -10,8 +10,9 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jax import Array
 
+from fmen_jax.images.pixel_shuffle import pixel_shuffle
 from fmen_jax.models.esa import ESA, SLOPE
-from fmen_jax.models.layers import Conv, Graph, leaky_relu, pixel_shuffle
+from fmen_jax.models.layers import Conv, Graph, leaky_relu
 
 
 @dataclasses.dataclass(frozen=True)

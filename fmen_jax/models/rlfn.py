@@ -9,8 +9,9 @@ import dataclasses
 import flax.linen as nn
 from jax import Array
 
+from fmen_jax.images.pixel_shuffle import pixel_shuffle
 from fmen_jax.models.esa import ESA, SLOPE
-from fmen_jax.models.layers import Conv, Graph, leaky_relu, pixel_shuffle
+from fmen_jax.models.layers import Conv, Graph, leaky_relu
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,8 +10,8 @@ import jax
 import numpy as np
 import tensorboardX
 
-from fmen_jax.data import images
 from fmen_jax.files import write_text
+from fmen_jax.images import rgb8
 
 Report = Callable[[dict[str, Any]], object]
 
@@ -52,7 +52,7 @@ class Log:
         if self._writes:
             path = self._path.parent / 'pictures' / f'{name}.png'
             path.parent.mkdir(parents=True, exist_ok=True)
-            images.write(path, images.Picture(pixels))
+            rgb8.write(path, rgb8.Picture(pixels))
             self._board.add_image(name, pixels, step, dataformats='HWC')
 
     def close(self) -> None:

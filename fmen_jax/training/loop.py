@@ -13,20 +13,20 @@ from typing import Any
 
 import jax
 
-from fmen_jax.config import FREE, Experiment, flat
-from fmen_jax.data.pipeline import Batches, prefetched
-from fmen_jax.data.sources import open_source, prepare
+from fmen_jax.data.batches import Batches, prefetched
+from fmen_jax.data.prepared import open_source, prepare
 from fmen_jax.errors import FMENError, InputError
 from fmen_jax.files import write_text
 from fmen_jax.runtime import devices
 from fmen_jax.runtime.compilation import jit, supported_dtype
 from fmen_jax.training.checkpoint import Checkpoints
+from fmen_jax.training.experiment import FREE, Experiment, flat
 from fmen_jax.training.log import Log, Report
-from fmen_jax.training.optim import make_optimizer
+from fmen_jax.training.optimizer import make_optimizer
+from fmen_jax.training.results import first_variables, train_network, write_weights
 from fmen_jax.training.state import TrainState, init_state
 from fmen_jax.training.step import Metrics, make_train_step
 from fmen_jax.training.validation import MakeUpscaler, Validation
-from fmen_jax.training.weights import first_variables, train_network, write_weights
 
 # A trace begins after this many steps, when compilation is over and the pipeline is full.
 _BEFORE_TRACE = 5

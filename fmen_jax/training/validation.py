@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 
-from fmen_jax.data.bicubic import imresize
 from fmen_jax.data.pairs import Loaded, Pair, find_pairs
 from fmen_jax.errors import InputError
-from fmen_jax.evaluation import benchmark, protocols
-from fmen_jax.pretrained import Network
+from fmen_jax.evaluation import protocols, scoring
+from fmen_jax.images.bicubic import imresize
+from fmen_jax.network import Network
 from fmen_jax.training.log import Log
 
 MakeUpscaler = Callable[[Network], Callable[[np.ndarray], np.ndarray]]
@@ -42,7 +42,7 @@ class Validation:
                 'figures could not be told apart; rename one.'
             )
         for pairs in self._folders.values():
-            benchmark.check(pairs, scale=scale, protocol=self._protocol)
+            scoring.check(pairs, scale=scale, protocol=self._protocol)
         self._upscaler = upscaler
 
     def __bool__(self) -> bool:
@@ -60,9 +60,7 @@ class Validation:
             name = Path(folder).name
             show = partial(self._show, {pair.name for pair in pairs[:_SHOWN]}, name, step, log)
             scores = list(
-                benchmark.evaluate(
-                    upscale, pairs, scale=scale, protocol=self._protocol, inspect=show
-                )
+                scoring.evaluate(upscale, pairs, scale=scale, protocol=self._protocol, inspect=show)
             )
             means[name] = float(np.mean([score.psnr for score in scores]))
             bicubic[name] = float(np.mean([score.bicubic_psnr for score in scores]))

@@ -11,10 +11,10 @@ import pytest
 import skimage.data
 
 from fmen_jax.data import div2k
-from fmen_jax.data.bicubic import imresize
-from fmen_jax.data.sources import open_source, prepare
+from fmen_jax.data.prepared import open_source, prepare
 from fmen_jax.errors import InputError
 from fmen_jax.files import sha256
+from fmen_jax.images.bicubic import imresize
 from tests.conftest import run_cli
 from tests.data.test_pairs import save
 

@@ -7,9 +7,9 @@ import pytest
 import skimage.data
 from PIL import Image
 
-from fmen_jax.data.bicubic import imresize
 from fmen_jax.data.pairs import find_pairs, load_pair
 from fmen_jax.errors import InputError
+from fmen_jax.images.bicubic import imresize
 
 PHOTO = skimage.data.astronaut()[100:157, 150:223]  # 57 x 73: odd on purpose
 

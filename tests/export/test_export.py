@@ -14,7 +14,7 @@ import skimage.data
 from fmen_jax import porting
 from fmen_jax.export.onnx import to_onnx
 from fmen_jax.models import zoo
-from fmen_jax.pretrained import Network, load
+from fmen_jax.network import Network, load
 from tests.conftest import corrupted, run_cli
 
 PHOTO = skimage.data.astronaut()[None, :33, 100:141].astype(np.float32)

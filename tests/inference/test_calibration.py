@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from fmen_jax.inference import calibration, engines
-from fmen_jax.pretrained import load
+from fmen_jax.network import load
 
 
 class Timed:

@@ -14,13 +14,13 @@ import pytest
 import pyvips
 import skimage.data
 
-from fmen_jax.data import images
 from fmen_jax.files import sha256
+from fmen_jax.images import rgb8
 from fmen_jax.inference import jobs
 from fmen_jax.inference.jobs import Manifest
-from fmen_jax.inference.plan import plan
+from fmen_jax.inference.planning import plan
 from fmen_jax.inference.upscaler import Upscaler
-from fmen_jax.pretrained import load
+from fmen_jax.network import load
 from tests.conftest import ROOT, run_cli
 
 PHOTO = skimage.data.astronaut()
@@ -30,7 +30,7 @@ PHOTO = skimage.data.astronaut()
 def folder(tmp_path: Path) -> Path:
     for number in range(12):
         path = tmp_path / f'in/{"deep/" * (number % 2)}{number}.png'
-        images.write(path, images.Picture(np.roll(PHOTO[:150, :140], number, 0)))
+        rgb8.write(path, rgb8.Picture(np.roll(PHOTO[:150, :140], number, 0)))
     return tmp_path / 'in'
 
 
@@ -74,7 +74,7 @@ def test_killed_and_run_again(weights: Path, folder: Path, tmp_path: Path) -> No
 def test_ctrl_c_leaves_no_half_file(weights: Path, folder: Path, tmp_path: Path) -> None:
     out = tmp_path / 'out'
     # the last one is so large that the job cannot be over when the signal comes
-    images.write(folder / 'zz.png', images.Picture(np.tile(PHOTO, (8, 8, 1))))
+    rgb8.write(folder / 'zz.png', rgb8.Picture(np.tile(PHOTO, (8, 8, 1))))
     verb = [sys.executable, '-m', 'fmen_jax', 'upscale', str(folder), '-o', str(out)]
     slow = ('-w', str(weights), '--engine', 'xla', '--self-ensemble', '--tile', '60')
     # a shell starts what runs in its background with Ctrl-C ignored, and children inherit that
@@ -94,7 +94,7 @@ def test_ctrl_c_leaves_no_half_file(weights: Path, folder: Path, tmp_path: Path)
     found = [p for p in out.rglob('*') if p.is_file()]
     assert 0 < len(found) < 12
     for path in found:
-        assert images.read(path).pixels.shape == (300, 280, 3)
+        assert rgb8.read(path).pixels.shape == (300, 280, 3)
 
 
 def test_a_rerun_makes_what_is_missing_or_changed(
@@ -112,7 +112,7 @@ def test_a_rerun_makes_what_is_missing_or_changed(
     assert run() == names
     assert run() == []
     items[1].target.unlink()
-    images.write(items[2].source, images.Picture(PHOTO[:60, :50]))
+    rgb8.write(items[2].source, rgb8.Picture(PHOTO[:60, :50]))
     items[3].target.write_bytes(b'damaged')
     assert run() == sorted(item.source.name for item in items[1:])
     assert run('b') == names  # other weights
@@ -149,9 +149,9 @@ import sys
 from pathlib import Path
 from benchmarks.peak import resident
 from fmen_jax.inference import jobs
-from fmen_jax.inference.plan import Item
+from fmen_jax.inference.planning import Item
 from fmen_jax.inference.upscaler import Upscaler
-from fmen_jax.pretrained import load
+from fmen_jax.network import load
 upscaler = Upscaler(load(sys.argv[1]), tile=256)
 (result,) = jobs.run([Item(Path(sys.argv[2]), Path(sys.argv[3]))], upscaler)
 assert not result.error, result.error

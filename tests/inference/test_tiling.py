@@ -15,12 +15,13 @@ import pytest
 import skimage.data
 
 from fmen_jax.errors import InputError
+from fmen_jax.images.picture_rows import PictureRows
 from fmen_jax.inference import engines, tiling, upscaler
 from fmen_jax.inference.tiling import grid, largest_grid, spans
-from fmen_jax.inference.upscaler import Rows, Upscaler
+from fmen_jax.inference.upscaler import Upscaler
 from fmen_jax.models.fmen import FMENConfig
 from fmen_jax.models.initial import initial_variables
-from fmen_jax.pretrained import Network, load
+from fmen_jax.network import Network, load
 from fmen_jax.runtime import onednn
 
 PHOTO = skimage.data.astronaut()[:, 60:]
@@ -136,7 +137,7 @@ def test_published_weights_on_every_engine(engine: Any, shared: Callable[[str], 
 def test_pictures_of_mixed_sizes_share_batches(batch: int) -> None:
     net = network(2)
     pictures = [floats(70, 50), floats(9, 8), floats(45, 120), floats(9, 8)]
-    rows = [Rows(*x.shape[:2], lambda a, b, x=x: x[a:b]) for x in pictures]
+    rows = [PictureRows(*x.shape[:2], lambda a, b, x=x: x[a:b]) for x in pictures]
     found: dict[int, list[Any]] = {}
     for number, band in Upscaler(net, tile=45, batch=batch).bands(rows):
         found.setdefault(number, []).append(band)
@@ -152,7 +153,7 @@ def test_rows_are_read_once_and_in_order() -> None:
         reads.append((start, stop))
         return x[start:stop]
 
-    bands = [band for _, band in Upscaler(network(2), tile=60).bands([Rows(200, 30, read)])]
+    bands = [band for _, band in Upscaler(network(2), tile=60).bands([PictureRows(200, 30, read)])]
     assert len(bands) > 3
     assert [start for start, _ in reads] == [0, *(stop for _, stop in reads[:-1])]
 
@@ -169,7 +170,7 @@ def test_it_stops_after_the_window_under_way() -> None:
             return real(x)
 
     upscale.engine = Counting()
-    rows = Rows(60, 300, lambda a, b: x[a:b])
+    rows = PictureRows(60, 300, lambda a, b: x[a:b])
     assert list(upscale.bands([rows], lambda: len(calls) == 2)) == []
     assert len(calls) == 2
     assert list(upscale.bands([rows]))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import skimage.data
 
-from fmen_jax.data.bicubic import imresize
+from fmen_jax.images.bicubic import imresize
 from fmen_jax.models.fmen import FMENConfig
 from fmen_jax.models.initial import Start, initial_variables
 from fmen_jax.models.layers import Graph

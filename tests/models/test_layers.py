@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from fmen_jax.errors import InputError
+from fmen_jax.images.pixel_shuffle import pixel_shuffle
 from fmen_jax.models.fmen import FMENConfig
 from fmen_jax.models.layers import (
     BatchNorm,
@@ -17,7 +18,6 @@ from fmen_jax.models.layers import (
     leaky_relu,
     pack,
     pad_border,
-    pixel_shuffle,
 )
 from tests.conftest import assert_close
 

@@ -14,6 +14,7 @@ import fmen_jax
 from fmen_jax import porting
 from fmen_jax.errors import InputError
 from fmen_jax.models import zoo
+from fmen_jax.models.cost import count_cost, ntire_flops
 from fmen_jax.models.rfdn import RFDNConfig
 from fmen_jax.models.rlfn import RLFNConfig
 from tests.conftest import ROOT, assert_close, corrupted, differs, writable
@@ -100,8 +101,8 @@ def test_costs_are_those_ntire_2022_reported(
     name: str, parameters: float, flops: float, activations: float, convolutions: int
 ) -> None:
     config = zoo.config(name)
-    cost = zoo.cost(config.build(), 256, 256)
+    cost = count_cost(config.build(), 256, 256)
     assert round(cost.parameters / 1e6, 3) == parameters
-    assert round(zoo.ntire_flops(config, cost) / 1e9, 2) == flops
+    assert round(ntire_flops(config, cost) / 1e9, 2) == flops
     assert round(cost.activations / 1e6, 2) == activations
     assert cost.convolutions == convolutions

@@ -7,27 +7,28 @@ import pytest
 
 from fmen_jax.errors import InputError
 from fmen_jax.models import zoo
+from fmen_jax.models.cost import count_cost
 from fmen_jax.models.fmen import FMENConfig
 
 
 def test_fmen_s_is_the_network_of_ntire_2022() -> None:
     config = zoo.config('fmen_s', scale=4)
-    cost = zoo.cost(config.build('deploy'), 256, 256)
+    cost = count_cost(config.build('deploy'), 256, 256)
     assert cost.parameters == 341_066
     assert cost.convolutions == 34
     assert round(cost.multiply_adds / 1e9, 2) == 22.28
     assert round(cost.activations / 1e6, 2) == 72.09
     assert config.receptive_radius == 34
-    assert zoo.cost(config.build('expanded'), 8, 8).parameters == 1_045_866
+    assert count_cost(config.build('expanded'), 8, 8).parameters == 1_045_866
 
 
 def test_training_collapsed_costs_what_the_paper_note_says() -> None:
     config = zoo.config('fmen_s')
     pixels = 10 * 10
-    assert zoo.cost(config.build('deploy'), 10, 10).multiply_adds == 339_966 * pixels
-    assert zoo.cost(config.build('collapsed'), 10, 10).multiply_adds == 339_966 * pixels
+    assert count_cost(config.build('deploy'), 10, 10).multiply_adds == 339_966 * pixels
+    assert count_cost(config.build('collapsed'), 10, 10).multiply_adds == 339_966 * pixels
     # The expanded graph's 1x1 convs see no border, so its count is exact per pixel too.
-    assert zoo.cost(config.build('expanded'), 10, 10).multiply_adds == 1_041_310 * pixels
+    assert count_cost(config.build('expanded'), 10, 10).multiply_adds == 1_041_310 * pixels
 
 
 @pytest.mark.parametrize(
@@ -37,7 +38,7 @@ def test_training_collapsed_costs_what_the_paper_note_says() -> None:
 def test_the_reconstruction_matches_the_published_size(
     scale: int, size: tuple[int, int], parameters: int, multiply_adds: float
 ) -> None:
-    cost = zoo.cost(zoo.config('fmen', scale=scale).build('deploy'), *size)
+    cost = count_cost(zoo.config('fmen', scale=scale).build('deploy'), *size)
     assert cost.parameters // 1000 == parameters
     assert int(cost.multiply_adds / 1e8) / 10 == multiply_adds  # the paper truncates
 

@@ -13,7 +13,7 @@ from PIL import Image
 
 from fmen_jax.errors import FMENWarning
 from fmen_jax.inference.upscaler import Upscaler
-from fmen_jax.pretrained import load
+from fmen_jax.network import load
 from fmen_jax.runtime import compilation
 from fmen_jax.runtime.compilation import supported_dtype
 

@@ -18,10 +18,10 @@ from fmen_jax.inference.engines import Xla
 from fmen_jax.models.fmen import FMENConfig
 from fmen_jax.models.initial import initial_variables
 from fmen_jax.models.layers import conv
-from fmen_jax.pretrained import Network
+from fmen_jax.network import Network
 from fmen_jax.runtime import cpu, onednn
 from fmen_jax.runtime.compilation import jit
-from fmen_jax.training.optim import OptimConfig, make_optimizer
+from fmen_jax.training.optimizer import OptimConfig, make_optimizer
 from fmen_jax.training.state import init_state
 from fmen_jax.training.step import StepConfig, make_train_step
 

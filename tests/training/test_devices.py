@@ -23,7 +23,7 @@ process, processes, address = int(sys.argv[3]), int(sys.argv[4]), sys.argv[5]
 if processes > 1:
     devices.join(address, processes, process)
 from fmen_jax.runtime.compilation import jit
-from fmen_jax.training.optim import OptimConfig, make_optimizer
+from fmen_jax.training.optimizer import OptimConfig, make_optimizer
 from fmen_jax.training.state import init_state
 from fmen_jax.training.step import StepConfig, make_train_step
 
@@ -58,8 +58,8 @@ import skimage.data
 from fmen_jax import porting
 from fmen_jax.runtime import devices
 from fmen_jax.inference.engines import Xla
-from fmen_jax.pretrained import Network
-from fmen_jax.training.optim import OptimConfig, make_optimizer
+from fmen_jax.network import Network
+from fmen_jax.training.optimizer import OptimConfig, make_optimizer
 from fmen_jax.training.state import init_state
 from fmen_jax.training.step import StepConfig, make_train_step
 golden = np.load(sys.argv[1])

@@ -21,12 +21,12 @@ import skimage.data
 from tensorboardX.proto import event_pb2
 
 import fmen_jax
-from fmen_jax.config import DataConfig, Experiment, flat, load_experiment
 from fmen_jax.errors import InputError
 from fmen_jax.files import sha256
 from fmen_jax.inference.upscaler import Upscaler
 from fmen_jax.training import loop
-from fmen_jax.training.optim import OptimConfig
+from fmen_jax.training.experiment import DataConfig, Experiment, flat, load_experiment
+from fmen_jax.training.optimizer import OptimConfig
 from fmen_jax.training.step import StepConfig
 from tests.conftest import ROOT
 from tests.data.test_pairs import save
@@ -155,7 +155,7 @@ def test_sigterm_saves_and_leaves(
     process.terminate()
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert 'the same command goes on' in output
+    assert 'the same command resumes from' in output
     (saved,) = [p.name for p in (tmp_path / 'run/checkpoints').iterdir()]
     assert int(saved) == max(losses(tmp_path / 'run'))
 

@@ -9,10 +9,10 @@ import optax
 import pytest
 
 from fmen_jax import porting
-from fmen_jax.data.pipeline import unshuffle
+from fmen_jax.images.pixel_shuffle import pixel_unshuffle
 from fmen_jax.models.layers import Graph
 from fmen_jax.models.reparam import fold
-from fmen_jax.training.optim import OptimConfig, make_optimizer
+from fmen_jax.training.optimizer import OptimConfig, make_optimizer
 from fmen_jax.training.state import TrainState, init_state
 from fmen_jax.training.step import StepConfig, loss_of, make_train_step
 from tests.conftest import Golden, assert_close, corrupted, differs
@@ -38,7 +38,7 @@ def train(
     state = init_state(variables, optimizer, ema=step.ema_decay > 0)
     losses = []
     for x, y in zip(tiny.image('steps/x'), tiny.image('steps/y'), strict=True):
-        hr = y if module.shuffle == 'image' else unshuffle(y, config.scale)
+        hr = y if module.shuffle == 'image' else pixel_unshuffle(y, config.scale)
         state, metrics = run(state, {'lr': jnp.asarray(x), 'hr': jnp.asarray(hr)})
         losses.append(float(metrics.loss))
     assert state.step == len(losses)

@@ -1,0 +1,240 @@
+"""Prepared sources: pictures decoded once, in both sizes, to be read by memory map while training.
+
+A prepared folder holds `hr.u8` and `lr.u8`, the pixels of all pictures one after the other (uint8,
+RGB, rows first), and `index.json`: which picture is where. Patches are cut out of it at random
+places, so nothing is decoded while training and no sub-images need to be stored twice.
+"""
+
+import dataclasses
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any, Literal
+
+import filelock
+import numpy as np
+
+from fmen_jax.data import div2k
+from fmen_jax.data.pairs import Loaded, find_pairs, load_pair
+from fmen_jax.errors import InputError
+from fmen_jax.files import cache_folder, written_aside
+from fmen_jax.images.bicubic import imresize
+
+_FORMAT = 1
+"""Raised when what is stored changes, so that older folders are made anew."""
+
+Broken = Literal['refuse', 'skip']
+"""What to do with a picture that cannot be read: stop, naming all of them, or leave it out."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """A picture of a prepared source."""
+
+    name: str
+    height: int
+    """Of the LR picture."""
+    width: int
+    start: int
+    """Where the LR picture begins in its file, in bytes; the HR picture begins at scale^2 that."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """A prepared source; `open_source` makes one of a folder."""
+
+    folder: Path
+    scale: int
+    entries: tuple[Entry, ...]
+    skipped: tuple[str, ...]
+    """Pictures that could not be read, each with the reason."""
+
+    def pixels(self, number: int) -> tuple[np.ndarray, np.ndarray]:
+        """LR [H, W, 3] and HR [scale H, scale W, 3] of a picture, uint8: views of the files."""
+        entry, s = self.entries[number], self.scale
+        size = entry.height * entry.width * 3
+        lr, hr = self._files
+        return (
+            lr[entry.start : entry.start + size].reshape(entry.height, entry.width, 3),
+            hr[entry.start * s * s : (entry.start + size) * s * s].reshape(
+                entry.height * s, entry.width * s, 3
+            ),
+        )
+
+    def interpolation_error(self, number: int) -> np.ndarray:
+        """Error of bicubic interpolation of a picture, [H, W] float32, in 0..255.
+
+        The value at an LR pixel is the mean of |bicubic(LR) - HR| over its HR pixels and channels.
+        It is large where there is detail that a network can learn to restore, and almost 0 in flat
+        areas. Computed for the whole source at the first call and stored beside its pixels.
+        """
+        entry = self.entries[number]
+        start = entry.start // 3
+        flat = self._errors[start : start + entry.height * entry.width]
+        return flat.reshape(entry.height, entry.width)
+
+    @cached_property
+    def _errors(self) -> np.ndarray:
+        path = self.folder / 'error.f32'
+        size = sum(entry.height * entry.width for entry in self.entries)
+        with filelock.FileLock(f'{self.folder}.lock'):
+            if not path.is_file() or path.stat().st_size != 4 * size:
+                with written_aside(path) as aside, aside.open('wb') as file:
+                    for number in range(len(self.entries)):
+                        file.write(_interpolation_error(*self.pixels(number), self.scale).tobytes())
+        return np.memmap(path, np.float32, 'r')
+
+    @cached_property
+    def _files(self) -> tuple[np.ndarray, np.ndarray]:
+        lr, hr = (np.memmap(self.folder / name, np.uint8, 'r') for name in ('lr.u8', 'hr.u8'))
+        return lr, hr
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the open files, for other processes."""
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+
+
+def _interpolation_error(lr: np.ndarray, hr: np.ndarray, scale: int) -> np.ndarray:
+    """Mean |bicubic(LR) - HR| at each LR pixel: [H, W], float32."""
+    error = np.abs(imresize(lr.astype(np.float32), scale) - hr)
+    height, width, channels = lr.shape
+    return error.reshape(height, scale, width, scale, channels).mean((1, 3, 4), np.float32)
+
+
+def prepare(
+    data: str | Path,
+    scale: int,
+    *,
+    output: Path | None = None,
+    broken: Broken = 'refuse',
+    report: Callable[[int, int], object] | None = None,
+) -> Path:
+    """Prepare pictures, once; where the prepared source is.
+
+    Args:
+      data: a folder of HR pictures, whose LR is made by MATLAB's imresize, or of pairs (see
+        `data.pairs`), or a name such as div2k/bicubic_x4 (see `data.div2k`).
+      scale: the factor between them.
+      output: where to put it; by default in the cache, by what the folder holds.
+      broken: what to do with pictures that cannot be read.
+      report: called with the pictures done and the pictures in all.
+
+    Raises:
+      InputError: no pictures, or, with 'refuse', broken ones: all are named.
+    """
+    pictures = _pictures(data, scale)
+    known = (_FORMAT, scale, broken, pictures.known)
+    digest = hashlib.sha256(repr(known).encode()).hexdigest()
+    name = f'{pictures.label}_x{scale}_{digest[:12]}'
+    target = output or cache_folder() / 'prepared' / name
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with filelock.FileLock(f'{target}.lock'):
+        if (target / 'index.json').exists():
+            if json.loads((target / 'index.json').read_text())['digest'] == digest:
+                return target
+            if output:
+                raise InputError(
+                    f'{target} was prepared from other pictures or settings: remove it, or name '
+                    'another folder.'
+                )
+        elif target.is_file() or (target.is_dir() and any(target.iterdir())):
+            raise InputError(f'{target} holds something else: name a new or empty folder.')
+        aside = target.with_name(target.name + '.part')
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir()
+        try:
+            index = _write(aside, pictures.loaders, scale, broken, report)
+            text = json.dumps({'digest': digest, **index}, indent=1)
+            (aside / 'index.json').write_text(text)
+            aside.replace(target)
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+    return target
+
+
+@dataclasses.dataclass(frozen=True)
+class _Pictures:
+    label: str
+    known: Any
+    """What the pictures are, without reading them, so that changed ones are prepared anew."""
+    loaders: Sequence[Callable[[], Loaded]]
+
+
+def _pictures(data: str | Path, scale: int) -> _Pictures:
+    if str(data).startswith(div2k.PREFIX) and not Path(data).exists():
+        found = div2k.open_set(str(data))
+        if found.scale != scale:
+            raise InputError(f'{data} has scale {found.scale}, but {scale} is asked for.')
+        info = (found.folder / 'dataset_info.json').stat()
+        known = (str(data), str(found.folder.resolve()), info.st_size, info.st_mtime_ns)
+        loaders = [partial(found.pair, number) for number in range(len(found.examples))]
+        return _Pictures(str(data).replace('/', '_'), known, loaders)
+    pairs = find_pairs(Path(data), scale)
+    files = [path for pair in pairs for path in (pair.hr, pair.lr) if path]
+    known = [(str(p.resolve()), p.stat().st_size, p.stat().st_mtime_ns) for p in files]
+    loaders = [partial(load_pair, pair, scale, keep=False) for pair in pairs]
+    return _Pictures(Path(data).resolve().name, known, loaders)
+
+
+def _write(
+    folder: Path,
+    loaders: Sequence[Callable[[], Loaded]],
+    scale: int,
+    broken: Broken,
+    report: Callable[[int, int], object] | None,
+) -> dict[str, Any]:
+    entries: list[Entry] = []
+    faults: list[str] = []
+    start = 0
+    with (folder / 'lr.u8').open('wb') as lr_file, (folder / 'hr.u8').open('wb') as hr_file:
+        for done, load in enumerate(loaders, 1):
+            try:
+                loaded = load()
+            except InputError as error:
+                faults.append(str(error))
+                continue
+            finally:
+                if report:
+                    report(done, len(loaders))
+            height, width = loaded.lr.shape[:2]
+            entries.append(Entry(loaded.name, height, width, start))
+            start += loaded.lr.size
+            lr_file.write(loaded.lr.tobytes())
+            hr_file.write(loaded.hr.tobytes())
+    if faults and (broken == 'refuse' or not entries):
+        raise InputError(
+            f'{len(faults)} of {len(loaders)} pictures cannot be used; mend or remove them, or '
+            'skip them (broken "skip"):' + ''.join(f'\n  {fault}' for fault in faults)
+        )
+    return {
+        'scale': scale,
+        'entries': [dataclasses.astuple(entry) for entry in entries],
+        'skipped': faults,
+    }
+
+
+def open_source(folder: Path) -> Source:
+    """A prepared source.
+
+    Raises:
+      InputError: not one, or not whole.
+    """
+    try:
+        index = json.loads((folder / 'index.json').read_text())
+        entries = tuple(Entry(*entry) for entry in index['entries'])
+        scale, skipped = index['scale'], tuple(index['skipped'])
+        sizes = [(folder / name).stat().st_size for name in ('lr.u8', 'hr.u8')]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f'{folder} is not a prepared source ({error}): expected what `prepare` writes.'
+        ) from error
+    total = sum(entry.height * entry.width * 3 for entry in entries)
+    if sizes != [total, total * scale**2]:
+        raise InputError(
+            f'{folder} is not whole: its files have {sizes} bytes, expected '
+            f'{[total, total * scale**2]}. Remove it and prepare it again.'
+        )
+    return Source(folder, scale, entries, skipped)

@@ -1,0 +1,83 @@
+"""The contact sheet: LR, bicubic, each network and HR, side by side, for every picture."""
+
+import dataclasses
+
+import numpy as np
+
+from fmen_jax.data.pairs import Loaded
+from fmen_jax.errors import require
+from fmen_jax.evaluation.scoring import ImageScore, upscale_bicubic
+
+_TILE = 192
+"""Pixels of a crop in HR: a multiple of 2, 3 and 4."""
+_LABEL, _GAP = 16, 4
+
+
+@dataclasses.dataclass
+class _Row:
+    scale: int
+    place: tuple[int, int]
+    """Of the crop, in LR pixels."""
+    tiles: list[tuple[str, np.ndarray]]
+    truth: np.ndarray
+
+
+class Sheet:
+    """Collects crops of outputs and draws them; each picture is cut where bicubic errs most."""
+
+    def __init__(self) -> None:
+        require('PIL', 'plots', 'a contact sheet')
+        self._rows: dict[tuple[str, str, int], _Row] = {}
+
+    def add(
+        self, weights: str, data: str, loaded: Loaded, output: np.ndarray, score: ImageScore
+    ) -> None:
+        """Add the output of one network for one picture, [scale H, scale W, 3] uint8."""
+        scale = loaded.hr.shape[0] // loaded.lr.shape[0]
+        key = (data, loaded.name, scale)
+        if key not in self._rows:
+            bicubic = np.clip(np.rint(upscale_bicubic(loaded.lr, scale)), 0, 255).astype(np.uint8)
+            place = _hardest(loaded.hr, bicubic, scale)
+            nearest = loaded.lr.repeat(scale, axis=0).repeat(scale, axis=1)
+            row = _Row(scale, place, [], _cut(loaded.hr, place, scale))
+            row.tiles = [
+                (f'{data} {loaded.name}: LR', _cut(nearest, place, scale)),
+                (f'bicubic {score.bicubic_psnr:.2f} dB', _cut(bicubic, place, scale)),
+            ]
+            self._rows[key] = row
+        row = self._rows[key]
+        row.tiles.append((f'{weights} {score.psnr:.2f} dB', _cut(output, row.place, scale)))
+
+    def draw(self) -> np.ndarray:
+        """The sheet, [H, W, 3] uint8, a row for each picture."""
+        from PIL import Image, ImageDraw
+
+        columns = max(len(row.tiles) for row in self._rows.values()) + 1
+        height, width = len(self._rows) * (_TILE + _LABEL + _GAP), columns * (_TILE + _GAP)
+        canvas = Image.new('RGB', (width, height), 'white')
+        pen = ImageDraw.Draw(canvas)
+        for j, row in enumerate(self._rows.values()):
+            for i, (text, tile) in enumerate([*row.tiles, ('HR', row.truth)]):
+                x, y = i * (_TILE + _GAP), j * (_TILE + _LABEL + _GAP)
+                while pen.textlength(text) > _TILE:
+                    text = text[1:]  # the end, where the figure is, says more
+                pen.text((x, y + 2), text, fill='black')
+                canvas.paste(Image.fromarray(tile), (x, y + _LABEL))
+        return np.asarray(canvas)
+
+
+def _cut(image: np.ndarray, place: tuple[int, int], scale: int) -> np.ndarray:
+    y, x = (position * scale for position in place)
+    return image[y : y + _TILE, x : x + _TILE]
+
+
+def _hardest(hr: np.ndarray, bicubic: np.ndarray, scale: int) -> tuple[int, int]:
+    """Where, in LR pixels, a tile holds most of bicubic's squared error."""
+    error = np.square(hr.astype(float) - bicubic).sum(2)
+    height, width = error.shape[0] // scale, error.shape[1] // scale
+    small = error.reshape(height, scale, width, scale).sum((1, 3))
+    total = np.pad(small.cumsum(0).cumsum(1), ((1, 0), (1, 0)))
+    h, w = min(_TILE // scale, height), min(_TILE // scale, width)
+    inside = total[h:, w:] - total[:-h, w:] - total[h:, :-w] + total[:-h, :-w]
+    y, x = np.unravel_index(inside.argmax(), inside.shape)
+    return int(y), int(x)

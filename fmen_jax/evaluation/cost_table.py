@@ -1,0 +1,169 @@
+"""What networks cost, side by side: counted in their programs, and measured here in turn."""
+
+import dataclasses
+import json
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fmen_jax.models import zoo
+from fmen_jax.models.cost import count_cost, ntire_flops
+from fmen_jax.models.layers import Params
+from fmen_jax.runtime.compilation import jit
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """A network to compare."""
+
+    name: str
+    config: zoo.Config
+    variables: Params | None = None
+    """Of the deploy graph; None: zeros, which cost the same."""
+    psnr: float | None = None
+    """In dB, if it was measured."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """What one network costs for one LR image."""
+
+    name: str
+    size: str
+    """Width x height of the LR image."""
+    parameters: int
+    flops: int
+    """As NTIRE's challenges count them: see `Cost.ntire_flops`."""
+    multiply_adds: int
+    activations: int
+    convolutions: int
+    weight_bytes: int
+    peak_bytes: int
+    """Of the compiled program: temporary memory, input, output and weights."""
+    milliseconds: float
+    """Median over the rounds."""
+    time_ratio: float
+    """Median, over the rounds, of this network's time over the first one's in the same round."""
+    memory_ratio: float
+    """Peak bytes over the first one's."""
+    psnr: float | None
+
+
+def compare(
+    entries: Sequence[Entry],
+    height: int,
+    width: int,
+    *,
+    rounds: int = 10,
+    report: Callable[[], object] | None = None,
+) -> list[Row]:
+    """Compare networks on one LR image of height x width; the first is the measure of the ratios.
+
+    The networks run in turn, A B C A B C, after one run apart, so that what else the machine does
+    falls on all of them.
+    """
+    x = np.random.default_rng(0).uniform(0, 255, (1, height, width, 3)).astype(np.float32)
+    programs = [_compile(entry, x) for entry in entries]
+    for run, _ in programs:
+        run()
+    seconds: list[list[float]] = [[] for _ in entries]
+    for _ in range(rounds):
+        for (run, _), times in zip(programs, seconds, strict=True):
+            start = time.perf_counter()
+            run()
+            times.append(time.perf_counter() - start)
+        if report:
+            report()
+    rows = []
+    for entry, (_, peak), times in zip(entries, programs, seconds, strict=True):
+        cost = count_cost(entry.config.build('deploy'), height, width)
+        ratios = [t / first for t, first in zip(times, seconds[0], strict=True)]
+        rows.append(
+            Row(
+                name=entry.name,
+                size=f'{width}x{height}',
+                parameters=cost.parameters,
+                flops=ntire_flops(entry.config, cost),
+                multiply_adds=cost.multiply_adds,
+                activations=cost.activations,
+                convolutions=cost.convolutions,
+                weight_bytes=4 * cost.parameters,
+                peak_bytes=peak,
+                milliseconds=1000 * statistics.median(times),
+                time_ratio=statistics.median(ratios),
+                memory_ratio=peak / programs[0][1],
+                psnr=entry.psnr,
+            )
+        )
+    return rows
+
+
+def _compile(entry: Entry, x: np.ndarray) -> tuple[Callable[[], Any], int]:
+    """A function that runs the network once, and its program's peak bytes."""
+    module = entry.config.build('deploy')
+    variables = entry.variables
+    if variables is None:
+        like = jax.eval_shape(module.init, jax.random.key(0), x)
+        variables = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), like)
+    compiled = jit(module.apply).lower(variables, x).compile()
+    memory = compiled.memory_analysis()
+    peak = memory.temp_size_in_bytes + memory.argument_size_in_bytes + memory.output_size_in_bytes
+    inputs = jax.device_put((variables, x))
+    return (lambda: jax.block_until_ready(compiled(*inputs))), peak
+
+
+def as_markdown(rows: Sequence[Row]) -> str:
+    """The rows as a table."""
+    lines = [
+        '| network | LR size | parameters | FLOPs G | activations M | convs | weights MB '
+        '| peak memory MiB | time ms | time ratio | memory ratio | PSNR dB |',
+        '|---|' + '---|' * 11,
+    ]
+    for row in rows:
+        cells = [
+            row.name,
+            row.size,
+            f'{row.parameters:,}',
+            f'{row.flops / 1e9:.2f}',
+            f'{row.activations / 1e6:.2f}',
+            str(row.convolutions),
+            f'{row.weight_bytes / 1e6:.2f}',
+            f'{row.peak_bytes / 2**20:.1f}',
+            f'{row.milliseconds:.0f}',
+            f'{row.time_ratio:.2f}',
+            f'{row.memory_ratio:.2f}',
+            '-' if row.psnr is None else f'{row.psnr:.2f}',
+        ]
+        lines.append(f'| {" | ".join(cells)} |')
+    return '\n'.join(lines) + '\n'
+
+
+def as_json(rows: Sequence[Row]) -> str:
+    """The rows as a list of objects."""
+    return json.dumps([dataclasses.asdict(row) for row in rows], indent=1) + '\n'
+
+
+def draw(rows: Sequence[Row], data: str) -> np.ndarray:
+    """PSNR against time, a bubble's area being the peak memory: [H, W, 3] uint8."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4.5), dpi=120, layout='constrained')
+    axes = figure.add_subplot()
+    for row in rows:
+        assert row.psnr is not None
+        axes.scatter(row.milliseconds, row.psnr, s=row.peak_bytes / 2**20 * 20, alpha=0.5)
+        label = f'{row.name}\n{row.peak_bytes / 2**20:.0f} MiB'
+        axes.annotate(label, (row.milliseconds, row.psnr), ha='center', va='center', fontsize=8)
+    axes.margins(0.3)
+    axes.set_xlabel(f'time for a {rows[0].size} image, ms (CPU, float32)')
+    axes.set_ylabel(f'PSNR on {data}, dB (luma)')
+    axes.set_title('Area of a bubble: peak memory of the compiled program')
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()

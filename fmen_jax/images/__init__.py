@@ -1,0 +1,1 @@
+"""Pictures: reading, writing, resizing, and the rearrangements of pixels."""

@@ -1,0 +1,27 @@
+"""The pixel shuffle in PyTorch's order, and its inverse; for arrays of numpy and of JAX.
+
+Channel c s^2 + dy s + dx of a pixel is value c of the sub-pixel (dy, dx). Most of the JAX world
+has (dy s + dx) C + c instead. Source: Shi et al., CVPR 2016, equation 4.
+"""
+
+from typing import TypeVar
+
+import jax
+import numpy as np
+
+Images = TypeVar('Images', np.ndarray, jax.Array)
+
+
+def pixel_shuffle(x: Images, scale: int) -> Images:
+    """[N, H, W, C s^2] -> [N, s H, s W, C]."""
+    n, height, width, channels = x.shape
+    c = channels // scale**2
+    y = x.reshape(n, height, width, c, scale, scale).transpose(0, 1, 4, 2, 5, 3)
+    return y.reshape(n, height * scale, width * scale, c)
+
+
+def pixel_unshuffle(x: Images, scale: int) -> Images:
+    """[N, s H, s W, C] -> [N, H, W, C s^2]; s must divide height and width."""
+    n, height, width, c = x.shape
+    y = x.reshape(n, height // scale, scale, width // scale, scale, c).transpose(0, 1, 3, 5, 2, 4)
+    return y.reshape(n, height // scale, width // scale, c * scale**2)

@@ -1,0 +1,201 @@
+"""Writing pictures that come by rows: depth, profile and metadata as in their source."""
+
+import dataclasses
+import shutil
+import struct
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fmen_jax.errors import InputError
+from fmen_jax.files import check_ending, written_aside
+from fmen_jax.images.read import ENDINGS, Opened
+from fmen_jax.images.rgb8 import reason
+
+_BLOBS = ('icc-profile-data', 'exif-data', 'xmp-data', 'iptc-data')
+_LARGEST = {'.jpg': 65535, '.jpeg': 65535, '.webp': 16383, '.avif': 16384}
+"""Pixels along one side that a format can hold."""
+_IN_MEMORY = 2**26
+"""Bytes of output beyond which rows wait on disk."""
+
+
+@dataclasses.dataclass(frozen=True)
+class SaveOptions:
+    """How pictures are written."""
+
+    quality: int | None = None
+    """1..100 for JPEG (95 by default), AVIF (90) and WebP (lossless by default)."""
+    compression: int | None = None
+    """0..9 for PNG (6 by default)."""
+
+    def __post_init__(self) -> None:
+        for name, value, least, most in (
+            ('quality', self.quality, 1, 100),
+            ('compression', self.compression, 0, 9),
+        ):
+            if value is not None and not least <= value <= most:
+                raise InputError(f'{name} is {value}; expected {least} to {most}.')
+
+    def of(self, ending: str) -> dict[str, Any]:
+        """Libvips' own options for an ending."""
+        if ending in ('.jpg', '.jpeg'):
+            return {'Q': self.quality or 95, 'subsample_mode': 'off'}
+        if ending == '.webp':
+            return {'Q': self.quality} if self.quality else {'lossless': True}
+        if ending == '.avif':
+            return {'Q': self.quality or 90, 'compression': 'av1', 'subsample_mode': 'off'}
+        if ending == '.png':
+            return {'compression': 6 if self.compression is None else self.compression}
+        return {'compression': 'deflate', 'predictor': 'horizontal', 'bigtiff': True}
+
+
+def _header(height: int, width: int, channels: int, dtype: np.dtype) -> bytes:
+    """What makes rows of pixels that follow it a TIFF, of which libvips holds a few rows at a time.
+
+    It would map a file of bare pixels into memory as a whole. BigTIFF, a strip for each row.
+    """
+    row = width * channels * dtype.itemsize
+    short, long8 = 3, 16
+    tags: list[tuple[int, int, list[int]]] = [
+        (256, long8, [width]),
+        (257, long8, [height]),
+        (258, short, [8 * dtype.itemsize] * channels),
+        (259, short, [1]),  # not compressed
+        (262, short, [1 if channels < 3 else 2]),  # gray or RGB
+        (273, long8, [0] * height),  # where rows begin, below
+        (277, short, [channels]),
+        (278, long8, [1]),  # rows in a strip
+        (279, long8, [row] * height),
+        (338, short, [2] if channels in (2, 4) else []),  # alpha, not multiplied in
+        (339, short, [3 if dtype.kind == 'f' else 1] * channels),
+    ]
+    tags = [tag for tag in tags if tag[2]]
+    tables = 16 + 8 + 20 * len(tags) + 8  # behind the directory
+    start = tables + 2 * 8 * height
+    entries, behind = b'', b''
+    for number, kind, values in tags:
+        if number == 273:
+            values = [start + y * row for y in range(height)]
+        data = np.array(values, '<u2' if kind == short else '<u8').tobytes()
+        entries += struct.pack('<HHQ', number, kind, len(values))
+        if len(data) > 8:
+            entries += struct.pack('<Q', tables + len(behind))
+            behind += data
+        else:
+            entries += data.ljust(8, b'\0')
+    head = struct.pack('<2sHHHQQ', b'II', 43, 8, 0, 16, len(tags))
+    return (head + entries + bytes(8) + behind).ljust(start, b'\0')
+
+
+class Writer:
+    """Takes the rows of a picture from top to bottom; `save` writes the file."""
+
+    def __init__(self, path: Path, source: Opened, scale: int, options: SaveOptions) -> None:
+        """Checks that the file can be written.
+
+        Raises:
+          InputError: the ending is that of no picture, or its format cannot hold this one.
+        """
+        check_ending(path, ENDINGS, 'a picture')
+        self._path, self._source, self._options = path, source, options
+        self._ending = path.suffix.lower()
+        self._width, self._height = (side * scale for side in source.size)
+        self._missing = self._height
+        largest = _LARGEST.get(self._ending, 10_000_000)
+        if max(self._width, self._height) > largest:
+            raise InputError(
+                f'{path}: {self._width}x{self._height} is too large for {self._ending}, which '
+                f'holds {largest} pixels along a side: choose another ending, such as .tif.'
+            )
+        if source.channels in (2, 4) and self._ending in ('.jpg', '.jpeg'):
+            raise InputError(f'{path}: JPEG has no transparency: choose .png, .webp or .tif.')
+        bytes_ = self._width * self._height * source.channels * source.dtype.itemsize
+        if bytes_ > _IN_MEMORY:
+            folder = next(p for p in path.absolute().parents if p.exists())
+            free = shutil.disk_usage(folder).free
+            if bytes_ > free:
+                raise InputError(
+                    f'{path}: {self._width}x{self._height} needs {bytes_ / 2**30:.1f} GiB on the '
+                    f'disk while it is made, and {free / 2**30:.1f} are free.'
+                )
+            self._rows: Any = tempfile.NamedTemporaryFile(dir=folder, prefix='.fmen_jax.')  # noqa: SIM115
+            self._rows.write(_header(self._height, self._width, source.channels, source.dtype))
+        else:
+            self._rows = tempfile.SpooledTemporaryFile(_IN_MEMORY + 1)  # noqa: SIM115
+
+    def add(self, rows: np.ndarray) -> None:
+        """[h, W, C] that follow those before."""
+        self._rows.write(np.ascontiguousarray(rows).data)
+        self._missing -= len(rows)
+
+    @property
+    def complete(self) -> bool:
+        """Whether all rows are here."""
+        return self._missing == 0
+
+    def save(self) -> None:
+        """Write the file, aside first and then renamed.
+
+        Raises:
+          InputError: libvips cannot.
+        """
+        import pyvips
+
+        try:
+            image = self._with_metadata(self._fitted(self._whole()))
+            with written_aside(self._path) as aside:
+                image.write_to_file(str(aside), **self._options.of(self._ending))
+        except pyvips.Error as error:
+            raise InputError(f'{self._path}: could not be written: {reason(error)}') from error
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """Forget the rows."""
+        self._rows.close()
+
+    def _whole(self) -> Any:
+        import pyvips
+
+        if isinstance(self._rows, tempfile.SpooledTemporaryFile):
+            self._rows.seek(0)
+            source = self._source
+            form = {'uint8': 'uchar', 'uint16': 'ushort', 'float32': 'float'}[source.dtype.name]
+            image: Any = pyvips.Image.new_from_memory(
+                self._rows.read(), self._width, self._height, source.channels, form
+            )
+        else:
+            self._rows.flush()
+            image = pyvips.Image.tiffload(self._rows.name, access='sequential')
+        return image
+
+    def _fitted(self, image: Any) -> Any:
+        """In 8 bits where the format has no more."""
+        gray = self._source.channels < 3
+        dtype = self._source.dtype
+        if dtype == np.float32 and self._ending not in ('.tif', '.tiff'):
+            image = (image * 255).rint().cast('uchar')
+        elif dtype == np.uint16 and self._ending not in ('.tif', '.tiff', '.png'):
+            image = (image / 257).rint().cast('uchar')
+        kinds = {'uchar': ('b-w', 'srgb'), 'ushort': ('grey16', 'rgb16')}
+        known = kinds.get(image.format, (self._source.image.interpretation,) * 2)
+        return image.copy(interpretation=known[0 if gray else 1])
+
+    def _with_metadata(self, image: Any) -> Any:
+        import pyvips
+
+        source = self._source.image
+        image = image.copy(xres=source.xres, yres=source.yres)
+        for name in source.get_fields():
+            if name in _BLOBS:
+                image.set_type(pyvips.GValue.blob_type, name, source.get(name))
+            elif name.startswith('exif-ifd') and 'Orientation' not in name:
+                image.set_type(pyvips.GValue.gstr_type, name, source.get(name))
+        if 'exif-data' in source.get_fields():
+            # the block still has the orientation that is applied already
+            image.set_type(pyvips.GValue.gint_type, 'orientation', 1)
+            upright = '1 (Top-left, Short, 1 components, 2 bytes)'
+            image.set_type(pyvips.GValue.gstr_type, 'exif-ifd0-Orientation', upright)
+        return image

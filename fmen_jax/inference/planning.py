@@ -1,0 +1,147 @@
+"""Which picture becomes which file: decided before anything is read or written."""
+
+import dataclasses
+import glob
+import itertools
+from collections.abc import Sequence
+from pathlib import Path
+
+from fmen_jax.errors import InputError
+from fmen_jax.files import check_ending
+from fmen_jax.images import read
+
+
+@dataclasses.dataclass(frozen=True)
+class Item:
+    """One picture to upscale."""
+
+    source: Path
+    target: Path
+
+
+@dataclasses.dataclass(frozen=True)
+class Naming:
+    """How outputs in a folder are called."""
+
+    suffix: str = '_x{scale}'
+    """Put behind the name; {scale} is the factor."""
+    ext: str = ''
+    """Ending of all outputs, such as png; empty: that of the input."""
+
+    def name(self, source: Path, scale: int) -> str:
+        """Of the output of a picture."""
+        ending = f'.{self.ext.removeprefix(".")}' if self.ext else source.suffix
+        return f'{source.stem}{self.suffix.format(scale=scale)}{ending}'
+
+
+@dataclasses.dataclass(frozen=True)
+class Shard:
+    """One of several machines' share of the pictures: every n-th, from the i-th on."""
+
+    index: int = 0
+    count: int = 1
+
+    @classmethod
+    def parse(cls, text: str) -> 'Shard':
+        """'0/4' ... '3/4'.
+
+        Raises:
+          InputError: anything else.
+        """
+        index, _, count = text.partition('/')
+        if not (index.isdecimal() and count.isdecimal() and int(index) < int(count)):
+            raise InputError(f'shard is {text!r}; expected 0/4 ... 3/4 for four machines.')
+        return cls(int(index), int(count))
+
+
+def plan(
+    inputs: Sequence[str | Path],
+    output: Path | None,
+    *,
+    scale: int,
+    naming: Naming = Naming(),
+    shard: Shard = Shard(),
+) -> list[Item]:
+    """Pair every input picture with its output file; nothing is read or written yet.
+
+    Args:
+      inputs: pictures, folders, whose pictures are taken with those of folders inside, the tree
+        kept, and patterns such as 'photos/*.png' or 'photos/**/*.png'.
+      output: a file if it ends like a picture, else a folder; None: beside each picture.
+      scale: the factor for the names.
+      naming: how outputs in a folder are called.
+      shard: which share of the pictures.
+
+    Raises:
+      InputError: nothing to do, an input that is no picture, or outputs that would overwrite each
+        other or an input.
+    """
+    found = itertools.chain.from_iterable(_pictures(str(path)) for path in inputs)
+    once = {source.resolve(): (source, home) for source, home in reversed([*found])}
+    sources = list(reversed(once.values()))
+    if not sources:
+        raise InputError('no pictures given: name files or folders.')
+    if output is None:
+        if folder := next((path for path in inputs if not Path(path).is_file()), None):
+            raise InputError(f'{folder} is not one picture: say by output where its pictures go.')
+        targets = [source.with_name(naming.name(source, scale)) for source, _ in sources]
+    elif output.suffix.lower() in read.ENDINGS and not output.is_dir():
+        if len(sources) != 1:
+            raise InputError(
+                f'{output} is one file, but there are {len(sources)} pictures: name a folder.'
+            )
+        targets = [output]
+    else:
+        if output.is_file() or (output.suffix and not output.is_dir()):
+            raise InputError(
+                f'{output} is neither a folder nor does it end like a picture '
+                f'({", ".join(read.ENDINGS)}); make the folder first if it is to be one.'
+            )
+        targets = [
+            output / source.parent.relative_to(home) / naming.name(source, scale)
+            for source, home in sources
+        ]
+    for target in targets:
+        check_ending(target, read.ENDINGS, 'a picture')
+    items = [Item(source, target) for (source, _), target in zip(sources, targets, strict=True)]
+    _check(items)
+    return items[shard.index :: shard.count]
+
+
+def _check(items: Sequence[Item]) -> None:
+    owners: dict[Path, Path] = {}
+    taken = {item.source.resolve() for item in items}
+    for item in items:
+        resolved = item.target.resolve()
+        if resolved in taken:
+            raise InputError(f'{item.target} is an input and would be overwritten: choose another.')
+        if resolved in owners:
+            raise InputError(
+                f'{owners[resolved]} and {item.source} would both become {item.target}: give one '
+                'at a time.'
+            )
+        owners[resolved] = item.source
+
+
+def _pictures(given: str) -> list[tuple[Path, Path]]:
+    """The pictures of an input, each with the folder from which its place in the tree counts."""
+    path = Path(given)
+    if path.is_dir():
+        files = [p for p in sorted(path.rglob('*')) if p.is_file()]
+        seen = [p for p in files if not any(x.startswith('.') for x in p.relative_to(path).parts)]
+        found = [p for p in seen if p.suffix.lower() in read.ENDINGS]
+        if not found:
+            raise InputError(f'{path}: no pictures ({", ".join(read.ENDINGS)}) in this folder.')
+        return [(p, path) for p in found]
+    if path.exists():
+        check_ending(path, read.ENDINGS, 'a picture')
+        return [(path, path.parent)]
+    if glob.has_magic(given):
+        names = glob.glob(given, recursive=True)  # noqa: PTH207 - absolute ones too
+        matches = [Path(name) for name in sorted(names)]
+        found = [p for p in matches if p.is_file() and p.suffix.lower() in read.ENDINGS]
+        if not found:
+            raise InputError(f'{given}: no picture has such a name.')
+        home = Path(*itertools.takewhile(lambda part: not glob.has_magic(part), path.parts))
+        return [(p, home) for p in found]
+    raise InputError(f'{path}: no such file or folder.')

@@ -1,0 +1,75 @@
+"""The weights at both ends of a run: those it starts from, and the folded ones it leaves."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from fmen_jax import __version__
+from fmen_jax.errors import InputError
+from fmen_jax.evaluation import protocols
+from fmen_jax.files import sha256, write_text
+from fmen_jax.models.initial import initial_variables, resized_tail
+from fmen_jax.models.layers import Params
+from fmen_jax.network import Network, load
+from fmen_jax.training.experiment import Experiment, flat
+from fmen_jax.training.state import TrainState
+
+
+def first_variables(experiment: Experiment) -> Params:
+    """The variables before the first step: drawn, or a checkpoint's, whose scale may be another.
+
+    Raises:
+      InputError: the checkpoint is of another network or graph.
+    """
+    e = experiment
+    if not e.init_from:
+        return initial_variables(e.model, e.graph, seed=e.seed, start=e.start)
+    net = load(e.init_from)
+    net = net.fold() if e.graph == 'deploy' else net
+    same = dataclasses.replace(e.model, scale=net.config.scale)
+    if net.config != same or (net.graph == 'deploy') != (e.graph == 'deploy'):
+        raise InputError(
+            f'init_from {e.init_from} is a {"deploy" if net.graph == "deploy" else "train"} graph '
+            f'of {net.config}; expected one of {same}'
+            + (', or --graph deploy.' if net.graph == 'deploy' else '.')
+        )
+    given = jax.tree.map(
+        lambda a: np.asarray(a, np.float32 if a.dtype.kind == 'f' else a.dtype), net.variables
+    )
+    params = given['params']
+    params['tail_0'] = resized_tail(params['tail_0'], net.config.scale, e.model.scale)
+    return given
+
+
+def train_network(experiment: Experiment, state: TrainState) -> Network:
+    """The network of a state, not folded, with averaged parameters if there are any."""
+    variables = jax.tree.map(np.asarray, jax.device_get(state.smoothed))
+    if experiment.graph == 'deploy':
+        variables.pop('batch_stats')
+    return Network(experiment.model, experiment.graph, variables)
+
+
+def write_weights(
+    experiment: Experiment, workdir: Path, state: TrainState, psnr: float | None
+) -> Path:
+    """Write the folded weights, their card, and what training can go on from."""
+    path = workdir / 'weights.safetensors'
+    network = train_network(experiment, state)
+    if experiment.graph != 'deploy':
+        network.save(workdir / 'train_weights.safetensors')
+    network.fold().save(path)
+    card = {
+        'network': repr(network.config),
+        'sha256': sha256(path),
+        'step': int(state.step),
+        'validation': experiment.data.validation,
+        'protocol': str(protocols.protocol(experiment.data.protocol)),
+        'psnr': psnr,
+        'fmen_jax': __version__,
+        'experiment': flat(experiment),
+    }
+    write_text(workdir / 'card.json', json.dumps(card, indent=1) + '\n')
+    return path

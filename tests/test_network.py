@@ -1,0 +1,159 @@
+"""`load`, and the network it gives, against the published figures."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import fmen_jax
+from fmen_jax import porting
+from fmen_jax.errors import InputError
+from fmen_jax.images import rgb8
+from fmen_jax.models.fmen import FMENConfig
+from tests.conftest import ROOT, Golden, assert_close, corrupted, differs
+
+NETWORKS = {'fmen_github': 'fmen_s_x4_github.pt', 'fmen_ntire': 'fmen_s_x4_ntire2022.pth'}
+
+
+@pytest.fixture(scope='module')
+def figures() -> dict[str, np.ndarray]:
+    with np.load(ROOT / 'tests/golden/official_x4.npz') as file:
+        return dict(file)
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize('name', NETWORKS)
+def test_published_weights_in_float64(
+    name: str, figures: Any, shared: Callable[[str], Path], x64: None
+) -> None:
+    net = fmen_jax.load(shared(f'official/{NETWORKS[name]}'))
+    x = figures['x'][None].astype(np.float64)
+    assert net(x).dtype == jnp.float64
+    assert_close(net(x)[0], figures[name], 1e-8)
+    broken = dataclasses.replace(net, variables=corrupted(net.variables))
+    assert differs(broken(x)[0], figures[name], 1e-8)
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize('name', NETWORKS)
+def test_published_weights_in_float32(
+    name: str, figures: Any, shared: Callable[[str], Path]
+) -> None:
+    net = fmen_jax.load(shared(f'official/{NETWORKS[name]}'))
+    x = figures['x'][None].astype(np.float32)
+    bound = 2e-5 * np.ptp(figures[name])  # of the output range, over 34 layers of float32
+    assert net(x).dtype == jnp.float32
+    assert_close(net(x)[0], figures[name], bound)
+    broken = dataclasses.replace(net, variables=corrupted(net.variables, by=0.1))
+    assert differs(broken(x)[0], figures[name], bound)
+
+
+def test_train_checkpoint_is_loaded_folded_and_saved(tiny: Golden, tmp_path: Path) -> None:
+    path = tmp_path / 'train.safetensors'
+    porting.write(path, tiny.below('train/'), {})
+    net = fmen_jax.load(path)
+    assert net.graph == 'collapsed'
+    assert net.config.scale == tiny.config['scale'][0]
+    x = tiny.image('eval/x').astype(np.float32)
+    bound = 2e-5 * np.ptp(tiny.image('eval/y'))
+    assert_close(net(x), tiny.image('eval/y'), bound)
+    folded = net.fold()
+    assert folded.graph == 'deploy'
+    assert folded.fold() is folded
+    assert_close(folded(x), tiny.image('deploy/y'), bound)
+    expected = {k: v for k, v in tiny.below('deploy/').items() if k != 'y'}
+    # Folded in float64 and rounded once to float32: half a unit in the last place.
+    for key, array in folded.state_dict().items():
+        assert array.dtype == np.float32
+        np.testing.assert_allclose(array, expected[key], rtol=2**-24, atol=1e-12)
+    folded.save(tmp_path / 'deploy.safetensors')
+    again = fmen_jax.load(str(tmp_path / 'deploy.safetensors'))
+    np.testing.assert_array_equal(again(x), folded(x))
+
+
+@pytest.mark.parametrize(
+    'x',
+    [
+        np.zeros((4, 4, 3), np.float32),
+        np.zeros((1, 4, 4, 1), np.float32),
+        np.zeros((1, 4, 4, 3), int),
+    ],
+)
+def test_wrong_arrays_are_refused(x: np.ndarray, tiny_x2: Golden, tmp_path: Path) -> None:
+    path = tmp_path / 'net.safetensors'
+    porting.write(path, tiny_x2.below('train/'), {})
+    with pytest.raises(InputError, match=r'expected floats \[N, H, W, 3\] in 0..255'):
+        fmen_jax.load(path)(x)
+
+
+def test_products_have_the_precision_asked_for(tiny_x2: Golden) -> None:
+    """What a CPU cannot show: the convolutions are lowered at the precision of the network."""
+    ported = porting.to_variables(tiny_x2.below('train/'))
+    x = jnp.zeros((1, 8, 8, 3))
+    for precision, name in [('highest', 'HIGHEST'), ('default', 'DEFAULT')]:
+        net = fmen_jax.Network(ported.config, ported.graph, ported.variables, precision=precision)
+        with jax.default_matmul_precision(precision):
+            text = net._apply.lower(net.variables, x).as_text()
+        lines = [line for line in text.splitlines() if 'stablehlo.convolution' in line]
+        assert len(lines) > 10
+        assert all(
+            (name in line) or (name == 'DEFAULT' and 'HIGHEST' not in line) for line in lines
+        )
+
+
+def test_float16_and_lists_are_refused(weights: Path) -> None:
+    net = fmen_jax.load(weights)
+    with pytest.raises(InputError, match='images are float16, whose range'):
+        net(np.zeros((1, 4, 4, 3), np.float16))
+    with pytest.raises(InputError, match='images are a list; expected an array'):
+        net([[0.0]])  # pyright: ignore
+
+
+def test_errors_name_the_file(tmp_path: Path) -> None:
+    porting.write(tmp_path / 'other.safetensors', {'conv.weight': np.zeros((3, 3))}, {})
+    with pytest.raises(InputError, match='other.safetensors: these are not the weights'):
+        fmen_jax.load(tmp_path / 'other.safetensors')
+
+
+def test_neither_file_nor_name(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match='neither a file nor a name.*fmen_s_x4_github'):
+        fmen_jax.load('fmen_s_x9')
+    with pytest.raises(InputError, match='no such file'):
+        fmen_jax.load(tmp_path / 'nothing.pt')
+
+
+def test_jit_grad_and_vmap_go_through_the_module(tiny_x2: Golden) -> None:
+    """What those who write their own functions do."""
+    ported = porting.to_variables(tiny_x2.below('train/'))
+    net = fmen_jax.Network(ported.config, ported.graph, ported.variables).fold()
+    assert isinstance(net.config, FMENConfig)
+    x = jnp.asarray(tiny_x2.image('eval/x'), jnp.float32)
+
+    @jax.jit
+    def loss(variables: Any) -> Any:
+        return net.module.apply(variables, x).mean()
+
+    gradients = jax.grad(loss)(net.variables)
+    assert jax.tree.structure(gradients) == jax.tree.structure(net.variables)
+    assert all(float(abs(leaf).max()) > 0 for leaf in jax.tree.leaves(gradients))
+
+
+def test_upscale_takes_arrays_and_paths(weights: Path, tmp_path: Path) -> None:
+    net = fmen_jax.load(weights)
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 31, 3), np.uint8)
+    y = np.asarray(net(pixels[None].astype(np.float32)))[0]
+    expected = np.clip(np.rint(y), 0, 255).astype(np.uint8)
+    # the network was folded, so another order of float32 sums: a tie may turn
+    assert np.abs(fmen_jax.upscale(net, pixels).astype(int) - expected).max() <= 1
+    rgb8.write(tmp_path / 'a.png', rgb8.Picture(pixels))
+    from_file = fmen_jax.upscale(net, tmp_path / 'a.png')
+    np.testing.assert_array_equal(from_file, fmen_jax.upscale(net, pixels))
+    assert fmen_jax.upscale(net, pixels[..., 0]).shape == (40, 62)
+    assert fmen_jax.upscale(net, pixels, self_ensemble=True).shape == (40, 62, 3)
+    with pytest.raises(InputError, match=r'pixels are float64\[2, 2, 1\]'):
+        fmen_jax.upscale(net, np.zeros((2, 2)))

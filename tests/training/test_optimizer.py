@@ -1,0 +1,76 @@
+"""Schedules and optimisers."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from fmen_jax.errors import InputError
+from fmen_jax.models.fmen import FMENConfig
+from fmen_jax.models.initial import initial_variables
+from fmen_jax.training.optimizer import OptimConfig, make_optimizer, make_schedule
+from tests.conftest import assert_close
+
+
+def test_the_papers_schedule_halves_every_fifth() -> None:
+    rate = make_schedule(OptimConfig(), 1000)
+    rates = [float(rate(step)) for step in (0, 199, 200, 399, 400, 799, 800, 999)]
+    expected = [5e-4, 5e-4, 2.5e-4, 2.5e-4, 1.25e-4, 6.25e-5, 3.125e-5, 3.125e-5]
+    assert_close(rates, expected, 1e-10)
+
+
+def test_cosine_with_warm_up() -> None:
+    config = OptimConfig(learning_rate=1e-3, schedule='cosine', warmup_steps=100, floor=0.01)
+    rate = make_schedule(config, 1100)
+    rates = [float(rate(step)) for step in (0, 50, 100, 600, 1100)]
+    assert_close(rates, [0, 5e-4, 1e-3, 1e-3 * (0.5 * 0.99 + 0.01), 1e-5], 1e-9)
+
+
+@pytest.mark.parametrize('name', ['adam', 'adamw', 'lion', 'sgd'])
+def test_every_optimiser_goes_downhill(name: str) -> None:
+    optimizer = make_optimizer(OptimConfig(name=name, learning_rate=0.01), 10)  # pyright: ignore
+    params = {'w': jnp.array([1.0, -2.0])}
+    state = optimizer.init(params)
+    updates, _ = optimizer.update({'w': jnp.array([3.0, -4.0])}, state, params)
+    new = optax.apply_updates(params, updates)
+    assert (abs(new['w']) < abs(params['w'])).all()  # pyright: ignore
+
+
+@pytest.mark.parametrize(
+    ('config', 'message'),
+    [
+        (OptimConfig(warmup_steps=10), 'warmup_steps is 10, but the run has 10 steps'),
+        (OptimConfig(weight_decay=0.1), 'weight_decay is 0.1, but adam has none'),
+    ],
+)
+def test_contradictions(config: OptimConfig, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        make_optimizer(config, 10)
+
+
+def test_muon_orthogonalises_inner_kernels_and_leaves_the_rest_to_adam() -> None:
+    config = FMENConfig(scale=2, n_feats=10, mid_feats=8, down_blocks=1, up_blocks=(1, 1))
+    params = initial_variables(config, 'collapsed')['params']
+    generator = np.random.default_rng(0)
+    gradients = jax.tree.map(lambda a: generator.normal(size=a.shape).astype(np.float32), params)
+    rate = 1e-2
+    muon = make_optimizer(OptimConfig('muon', learning_rate=rate, schedule='constant'), 10)
+    adam = optax.adam(rate, nesterov=True)
+    updates, _ = muon.update(gradients, muon.init(params), params)
+    by_adam, _ = adam.update(gradients, adam.init(params), params)
+    inner = 0
+    for (path, update), other in zip(
+        jax.tree.leaves_with_path(updates), jax.tree.leaves(by_adam), strict=True
+    ):
+        if update.ndim != 4 or path[0].key in ('head', 'tail_0'):
+            assert_close(update, other, 1e-7)
+            continue
+        inner += 1
+        matrix = np.asarray(update).reshape(-1, update.shape[3])
+        scale = rate * 0.2 * max(matrix.shape) ** 0.5
+        singular = np.linalg.svd(matrix / scale, compute_uv=False)
+        # Newton-Schulz brings singular values near 1, not to it
+        assert singular.min() > 0.5
+        assert singular.max() < 1.3
+    assert inner == 1 + 3 * 6 + 2 * 2 + 1  # warm-up, RRRBs, squeeze and excitate, lr_conv
