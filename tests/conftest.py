@@ -1,6 +1,5 @@
-"""Where the material is, and what every test shares."""
+"""Fixtures of all tests, and the rules about skipping in CI."""
 
-import ast
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,18 +9,16 @@ from typing import Any
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 
 import jax
-import numpy as np
 import pytest
 
 from fmen_jax import porting
-from fmen_jax.cli import main
 from fmen_jax.runtime import onednn
+from tests.helpers import NO_TORCH, ROOT, Golden
 
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 
 pytest_plugins = ['pytester']
 
-ROOT = Path(__file__).parent.parent
 SHARED = Path(os.environ.get('FMEN_JAX_SHARED') or ROOT.parent / 'shared')
 
 
@@ -38,20 +35,10 @@ def shared() -> Callable[[str], Path]:
     return find
 
 
-NO_TORCH = 'PyTorch is not installed'
-
-
 @pytest.fixture
 def torch() -> Any:
     """PyTorch; a test that needs it is skipped where it is absent."""
     return pytest.importorskip('torch', reason=NO_TORCH)
-
-
-def writable(ending: str) -> str:
-    """An ending of checkpoints; skips if writing it needs PyTorch, which is absent."""
-    if ending != '.safetensors':
-        pytest.importorskip('torch', reason=NO_TORCH)
-    return ending
 
 
 @pytest.hookimpl(wrapper=True)
@@ -88,23 +75,6 @@ def x64() -> Iterator[None]:
     """Float64 for one test."""
     with jax.enable_x64(True):
         yield
-
-
-class Golden:
-    """The arrays of one golden file below a prefix; images as NHWC float64."""
-
-    def __init__(self, path: Path) -> None:
-        with np.load(path) as file:
-            self.arrays = dict(file)
-        self.config: dict[str, Any] = ast.literal_eval(str(self.arrays.pop('config', '{}')))
-
-    def below(self, prefix: str) -> dict[str, np.ndarray]:
-        found = {k.removeprefix(prefix): v for k, v in self.arrays.items() if k.startswith(prefix)}
-        assert found, prefix
-        return found
-
-    def image(self, name: str) -> np.ndarray:
-        return np.moveaxis(self.arrays[name], -3, -1).astype(np.float64)
 
 
 @pytest.fixture(scope='session', params=['tiny_x2', 'tiny_x3'])
@@ -151,38 +121,3 @@ def cache(
     before = jax.config.jax_compilation_cache_dir
     yield folder
     jax.config.update('jax_compilation_cache_dir', before)
-
-
-def run_cli(*args: Any) -> int:
-    """The exit code of `fmen-jax ARGS`, run in this process."""
-    with pytest.raises(SystemExit) as ended:
-        main([*map(str, args)])
-    assert isinstance(ended.value.code, int)
-    return ended.value.code
-
-
-def corrupted(tree: Any, by: float = 1e-4) -> Any:
-    """The same tree of arrays with one number of its largest leaf changed."""
-    leaves, structure = jax.tree.flatten(tree)
-    largest = max(range(len(leaves)), key=lambda i: leaves[i].size)
-    changed = np.array(leaves[largest])
-    changed.flat[changed.size // 2] += by
-    return jax.tree.unflatten(structure, [*leaves[:largest], changed, *leaves[largest + 1 :]])
-
-
-def assert_close(found: Any, expected: Any, atol: float) -> None:
-    """Equal within an absolute bound at every element of every leaf of two trees."""
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(np.asarray(a), np.asarray(b), rtol=0, atol=atol),
-        found,
-        expected,
-    )
-
-
-def differs(found: Any, expected: Any, atol: float) -> bool:
-    """Whether `assert_close` fails: the twin of a parity test."""
-    try:
-        assert_close(found, expected, atol)
-    except AssertionError:
-        return True
-    return False

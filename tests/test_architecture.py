@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.helpers import ROOT
 
 PACKAGE = ROOT / 'fmen_jax'
 
@@ -82,6 +82,13 @@ def cycle_in(graph: dict[str, set[str]]) -> list[str]:
     return next((found for module in graph if (found := search([module]))), [])
 
 
+def test_tests_do_not_import_tests() -> None:
+    for path in (ROOT / 'tests').rglob('*.py'):
+        for node in ast.walk(ast.parse(path.read_text(encoding='utf-8'))):
+            if isinstance(node, ast.ImportFrom) and (node.module or '').startswith('tests'):
+                assert node.module == 'tests.helpers', f'{path} imports {node.module}'
+
+
 def test_import_is_light_and_public_names_are_there() -> None:
     code = (
         'import sys, fmen_jax; assert "jax" not in sys.modules; '
@@ -95,6 +102,7 @@ def test_in_ci_a_skipped_parity_test_fails(
     pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     pytester.makeconftest((ROOT / 'tests/conftest.py').read_text())
+    monkeypatch.setenv('PYTHONPATH', str(ROOT))  # for tests.helpers
     pytester.makeini('[pytest]\nmarkers = parity')
     pytester.makepyfile(
         """

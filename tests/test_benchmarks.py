@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from benchmarks.turns import ratio
-from tests.conftest import ROOT
+from tests.helpers import ROOT
 
 
 def quick(tmp_path: Path, *sections: str) -> dict[str, Any]:

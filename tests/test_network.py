@@ -15,7 +15,7 @@ from fmen_jax import porting
 from fmen_jax.errors import InputError
 from fmen_jax.images import rgb8
 from fmen_jax.models.fmen import FMENConfig
-from tests.conftest import ROOT, Golden, assert_close, corrupted, differs
+from tests.helpers import ROOT, Golden, assert_close, corrupted, differs
 
 NETWORKS = {'fmen_github': 'fmen_s_x4_github.pt', 'fmen_ntire': 'fmen_s_x4_ntire2022.pth'}
 

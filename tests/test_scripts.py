@@ -10,7 +10,7 @@ import pytest
 
 from fmen_jax import porting
 from fmen_jax.files import sha256
-from tests.conftest import ROOT, Golden
+from tests.helpers import ROOT, Golden
 
 
 def port(*args: object) -> subprocess.CompletedProcess[str]:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from benchmarks.compiled import collectives
-from tests.conftest import ROOT
+from tests.helpers import ROOT
 
 CONFIG = """
 from fmen_jax.training.experiment import Experiment

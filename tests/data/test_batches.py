@@ -15,7 +15,7 @@ from fmen_jax.errors import InputError
 from fmen_jax.images.bicubic import imresize
 from fmen_jax.images.pixel_shuffle import pixel_shuffle
 from fmen_jax.images.symmetries import dihedral
-from tests.data.test_pairs import PHOTO, lay_out, save
+from tests.helpers import PHOTO, lay_out, save
 
 CONFIG = PipelineConfig(patch=8, batch=12, seed=3)
 

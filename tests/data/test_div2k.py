@@ -15,8 +15,7 @@ from fmen_jax.data.prepared import open_source, prepare
 from fmen_jax.errors import InputError
 from fmen_jax.files import sha256
 from fmen_jax.images.bicubic import imresize
-from tests.conftest import run_cli
-from tests.data.test_pairs import save
+from tests.helpers import run_cli, save
 
 NUMBERS = {'train': (1, 2, 800), 'valid': (801,)}
 

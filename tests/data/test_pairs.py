@@ -4,45 +4,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import skimage.data
-from PIL import Image
 
 from fmen_jax.data.pairs import find_pairs, load_pair
 from fmen_jax.errors import InputError
 from fmen_jax.images.bicubic import imresize
-
-PHOTO = skimage.data.astronaut()[100:157, 150:223]  # 57 x 73: odd on purpose
-
-
-def save(path: Path, pixels: np.ndarray) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(pixels).save(path)
-
-
-def lay_out(folder: Path, layout: str, scale: int = 2) -> Path:
-    """A benchmark of two pictures, one gray, in a layout."""
-    for name, hr in [('a', PHOTO), ('b', PHOTO[::-1, :, 0])]:
-        height, width = (size // scale * scale for size in hr.shape[:2])
-        pixels = hr[:height, :width].reshape(height, width, -1)
-        lr = imresize(pixels, 1 / scale).squeeze()
-        if layout == 'SelfExSR':
-            save(folder / f'image_SRF_{scale}/{name}_SRF_{scale}_HR.png', hr)
-            save(folder / f'image_SRF_{scale}/{name}_SRF_{scale}_LR.png', lr)
-        elif layout == 'EDSR':
-            save(folder / f'HR/{name}.png', hr)
-            save(folder / f'LR_bicubic/X{scale}/{name}x{scale}.png', lr)
-        elif layout == 'DIV2K':
-            save(folder / f'{folder.name}_HR/{name}.png', hr)
-            save(folder / f'{folder.name}_LR_bicubic/X{scale}/{name}x{scale}.png', lr)
-        elif layout == 'BasicSR':
-            save(folder / f'GTmod12/{name}.png', hr)
-            save(folder / f'LRbicx{scale}/{name}.png', lr)
-        elif layout == 'HR folder':
-            save(folder / f'HR/{name}.png', hr)
-        else:
-            save(folder / f'{name}.png', hr)
-    return folder
-
+from tests.helpers import PHOTO, lay_out, save
 
 LAYOUTS = ['SelfExSR', 'EDSR', 'DIV2K', 'BasicSR', 'HR folder', 'HR alone']
 

@@ -12,7 +12,7 @@ from fmen_jax.data.pairs import find_pairs, load_pair
 from fmen_jax.data.prepared import open_source, prepare
 from fmen_jax.errors import InputError
 from fmen_jax.images.bicubic import imresize
-from tests.data.test_pairs import PHOTO, lay_out, save
+from tests.helpers import PHOTO, lay_out, save
 
 
 @pytest.mark.parametrize('layout', ['EDSR', 'HR alone'])

@@ -13,8 +13,7 @@ from fmen_jax.evaluation import cost_table
 from fmen_jax.models.cost import count_cost
 from fmen_jax.models.fmen import FMENConfig
 from fmen_jax.models.rfdn import RFDNConfig
-from tests.conftest import run_cli
-from tests.data.test_pairs import lay_out
+from tests.helpers import lay_out, run_cli
 
 
 def test_rows_are_counted_and_measured() -> None:

@@ -12,7 +12,7 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from fmen_jax.errors import InputError
 from fmen_jax.evaluation import metrics, protocols
-from tests.conftest import assert_close, differs
+from tests.helpers import assert_close, differs
 
 TRUTH = skimage.data.astronaut()[100:180, 150:250].astype(np.float64)
 NOISY = TRUTH + np.random.default_rng(0).normal(0, 9, TRUTH.shape)

@@ -16,8 +16,7 @@ import fmen_jax
 from fmen_jax.data.pairs import find_pairs, load_pair
 from fmen_jax.evaluation import protocols, scoring
 from fmen_jax.inference.upscaler import Upscaler
-from tests.conftest import ROOT, corrupted, run_cli
-from tests.data.test_pairs import lay_out
+from tests.helpers import ROOT, corrupted, lay_out, run_cli
 
 FIGURES = json.loads((ROOT / 'tests/golden/benchmarks_x4.json').read_text())
 WEIGHTS = {

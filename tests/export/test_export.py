@@ -15,7 +15,7 @@ from fmen_jax import porting
 from fmen_jax.export.onnx import to_onnx
 from fmen_jax.models import zoo
 from fmen_jax.network import Network, load
-from tests.conftest import corrupted, run_cli
+from tests.helpers import corrupted, run_cli
 
 PHOTO = skimage.data.astronaut()[None, :33, 100:141].astype(np.float32)
 

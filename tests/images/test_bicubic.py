@@ -15,7 +15,7 @@ from fmen_jax.data.pairs import find_pairs
 from fmen_jax.errors import InputError
 from fmen_jax.images import rgb8
 from fmen_jax.images.bicubic import CONVENTIONS, imresize
-from tests.conftest import assert_close
+from tests.helpers import assert_close
 
 
 def pairs(folder: Path, scale: int) -> list[tuple[np.ndarray, np.ndarray]]:

@@ -21,7 +21,7 @@ from fmen_jax.inference.jobs import Manifest
 from fmen_jax.inference.planning import plan
 from fmen_jax.inference.upscaler import Upscaler
 from fmen_jax.network import load
-from tests.conftest import ROOT, run_cli
+from tests.helpers import ROOT, run_cli
 
 PHOTO = skimage.data.astronaut()
 

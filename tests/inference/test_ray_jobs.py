@@ -14,7 +14,7 @@ import skimage.data
 
 from fmen_jax.files import sha256
 from fmen_jax.images import rgb8
-from tests.conftest import ROOT, run_cli
+from tests.helpers import ROOT, run_cli
 
 pytest.importorskip('ray')
 

@@ -17,7 +17,7 @@ from PIL import Image
 from fmen_jax.inference import engines
 from fmen_jax.inference.upscaler import Upscaler
 from fmen_jax.network import load
-from tests.conftest import ROOT, corrupted, run_cli
+from tests.helpers import ROOT, corrupted, run_cli
 
 PHOTO = skimage.data.astronaut()[:24, :31]
 

@@ -14,7 +14,7 @@ from fmen_jax import porting
 from fmen_jax.errors import InputError
 from fmen_jax.models.fmen import FMENConfig
 from fmen_jax.models.layers import Graph
-from tests.conftest import Golden, assert_close, corrupted, differs
+from tests.helpers import Golden, assert_close, corrupted, differs, train_variables
 
 pytestmark = pytest.mark.usefixtures('x64')
 
@@ -22,14 +22,6 @@ pytestmark = pytest.mark.usefixtures('x64')
 FORWARD, GRADIENT, FINAL = 1e-9, 1e-10, 1e-8
 
 train_graphs = pytest.mark.parametrize('graph', ['expanded', 'collapsed'])
-
-
-def train_variables(tiny: Golden) -> tuple[FMENConfig, Any]:
-    ported = porting.to_variables(tiny.below('train/'))
-    wide = jax.tree.map(
-        lambda a: jnp.asarray(a, None if a.dtype.kind == 'i' else float), ported.variables
-    )
-    return ported.config, wide
 
 
 def test_configuration_is_found_in_the_checkpoint(tiny: Golden) -> None:

@@ -19,7 +19,7 @@ from fmen_jax.models.layers import (
     pack,
     pad_border,
 )
-from tests.conftest import assert_close
+from tests.helpers import assert_close
 
 pytestmark = pytest.mark.usefixtures('x64')
 

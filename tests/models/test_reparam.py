@@ -10,8 +10,7 @@ import pytest
 from fmen_jax import porting
 from fmen_jax.models.fmen import RRRB, FMENConfig
 from fmen_jax.models.reparam import collapse, fold
-from tests.conftest import Golden, assert_close, corrupted, differs
-from tests.models.test_fmen import train_variables
+from tests.helpers import Golden, assert_close, corrupted, differs, train_variables
 
 pytestmark = pytest.mark.usefixtures('x64')
 

@@ -17,7 +17,7 @@ from fmen_jax.models import zoo
 from fmen_jax.models.cost import count_cost, ntire_flops
 from fmen_jax.models.rfdn import RFDNConfig
 from fmen_jax.models.rlfn import RLFNConfig
-from tests.conftest import ROOT, assert_close, corrupted, differs, writable
+from tests.helpers import ROOT, assert_close, corrupted, differs, writable
 
 RIVALS = [('rfdn', 'e_rfdn_x4.pth', RFDNConfig()), ('rlfn', 'rlfn_x4_ntire2022.pth', RLFNConfig())]
 rivals = pytest.mark.parametrize(('name', 'file', 'config'), RIVALS)

@@ -15,7 +15,7 @@ import pytest
 from fmen_jax import porting
 from fmen_jax.errors import InputError
 from fmen_jax.porting import checkpoint_files, pickled_tensors
-from tests.conftest import Golden, writable
+from tests.helpers import Golden, writable
 
 OFFICIAL = ['official/fmen_s_x4_github.pt', 'official/fmen_s_x4_ntire2022.pth']
 BEFORE_1_6 = 'official/e_rfdn_x4.pth'

@@ -12,7 +12,7 @@ from fmen_jax import porting
 from fmen_jax.errors import InputError
 from fmen_jax.models.fmen import FMENConfig
 from fmen_jax.porting import keys
-from tests.conftest import Golden
+from tests.helpers import Golden
 
 
 def test_the_rule_and_its_inverse(tiny: Golden) -> None:

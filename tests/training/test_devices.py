@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.helpers import ROOT
 
 # Twenty steps of the real step on sharded batches; prints the losses.
 PROGRAM = """

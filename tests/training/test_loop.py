@@ -28,8 +28,7 @@ from fmen_jax.training import loop
 from fmen_jax.training.experiment import DataConfig, Experiment, flat, load_experiment
 from fmen_jax.training.optimizer import OptimConfig
 from fmen_jax.training.step import StepConfig
-from tests.conftest import ROOT
-from tests.data.test_pairs import save
+from tests.helpers import ROOT, save
 
 SMOKE = ROOT / 'configs/smoke.py'
 

@@ -10,7 +10,7 @@ from fmen_jax.errors import InputError
 from fmen_jax.models.fmen import FMENConfig
 from fmen_jax.models.initial import initial_variables
 from fmen_jax.training.optimizer import OptimConfig, make_optimizer, make_schedule
-from tests.conftest import assert_close
+from tests.helpers import assert_close
 
 
 def test_the_papers_schedule_halves_every_fifth() -> None:

@@ -13,7 +13,7 @@ from fmen_jax.models.fmen import FMENConfig
 from fmen_jax.models.initial import initial_variables, resized_tail
 from fmen_jax.training.experiment import Experiment
 from fmen_jax.training.results import first_variables
-from tests.conftest import Golden
+from tests.helpers import Golden
 
 
 def test_initial_weights_of_another_scale_and_of_folded_weights(

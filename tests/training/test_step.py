@@ -15,8 +15,7 @@ from fmen_jax.models.reparam import fold
 from fmen_jax.training.optimizer import OptimConfig, make_optimizer
 from fmen_jax.training.state import TrainState, init_state
 from fmen_jax.training.step import StepConfig, loss_of, make_train_step
-from tests.conftest import Golden, assert_close, corrupted, differs
-from tests.models.test_fmen import train_variables
+from tests.helpers import Golden, assert_close, corrupted, differs, train_variables
 
 # The golden files: Adam, 1e-3, no schedule.
 ADAM = OptimConfig(learning_rate=1e-3, schedule='constant')

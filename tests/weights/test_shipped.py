@@ -23,7 +23,7 @@ from fmen_jax.inference.upscale import upscale
 from fmen_jax.inference.upscaler import Upscaler
 from fmen_jax.network import load
 from fmen_jax.weights.names import SHIPPED, card, shipped
-from tests.conftest import ROOT, run_cli
+from tests.helpers import ROOT, run_cli
 
 
 @pytest.mark.parametrize('name', shipped())
