@@ -10,22 +10,13 @@ from typing import Literal
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
 
 from fmen_jax.errors import InputError
 from fmen_jax.images.pixel_shuffle import pixel_shuffle
-from fmen_jax.models.layers import (
-    BatchNorm,
-    Conv,
-    Graph,
-    conv,
-    leaky_relu,
-    pack,
-    packed,
-    pad_border,
-)
+from fmen_jax.models.layers import BatchNorm, Conv, Graph, conv, leaky_relu, pad_border
 from fmen_jax.models.reparam import collapse
+from fmen_jax.models.tpu_layout import pack, rows_of, tail_of_rows
 
 SLOPE = 0.1
 
@@ -84,7 +75,7 @@ class FMENConfig:
 
         Args:
           graph: how it runs.
-          packed: pixels of a row that are computed side by side, see `layers.pack`: 2 on TPUs.
+          packed: pixels of a row that are computed side by side, see `tpu_layout.pack`: 2 on TPUs.
           shuffle: the form of y, see `Shuffle`.
         """
         if packed > 1 and graph == 'expanded':
@@ -105,11 +96,12 @@ class RRRB(nn.Module):
     features: int
     expand_ratio: int
     graph: Graph
+    packed: int = 1
 
     def setup(self) -> None:
         c, wide = self.features, self.features * self.expand_ratio
         if self.graph == 'deploy':
-            self.rep_conv = Conv(c, c)
+            self.rep_conv = Conv(c, c, packed=self.packed)
         else:
             self.expand_conv = Conv(c, wide, size=1)
             self.fea_conv = Conv(wide, wide, padding='VALID')
@@ -122,7 +114,8 @@ class RRRB(nn.Module):
             names = ('expand_conv', 'fea_conv', 'reduce_conv')
             rrrb = {name: getattr(self, name).weights for name in names}
             dtype = jnp.promote_types(x.dtype, jnp.float32)  # the fold is not done in bfloat16
-            return conv(x, collapse(jax.tree.map(lambda weight: weight.astype(dtype), rrrb)))
+            rrrb = jax.tree.map(lambda weight: weight.astype(dtype), rrrb)
+            return conv(x, collapse(rrrb), packed=self.packed)
         wide = self.expand_conv(x)
         wide = self.fea_conv(pad_border(wide, self.expand_conv.bias.astype(x.dtype))) + wide
         return self.reduce_conv(wide) + x
@@ -134,10 +127,11 @@ class ERB(nn.Module):
     features: int
     expand_ratio: int
     graph: Graph
+    packed: int = 1
 
     def setup(self) -> None:
-        self.conv1 = RRRB(self.features, self.expand_ratio, self.graph)
-        self.conv2 = RRRB(self.features, self.expand_ratio, self.graph)
+        self.conv1 = RRRB(self.features, self.expand_ratio, self.graph, self.packed)
+        self.conv2 = RRRB(self.features, self.expand_ratio, self.graph, self.packed)
 
     def __call__(self, x: Array) -> Array:
         return self.conv2(leaky_relu(self.conv1(x), SLOPE))
@@ -159,15 +153,18 @@ class HFAB(nn.Module):
     blocks: int
     expand_ratio: int
     graph: Graph
+    packed: int = 1
 
     def setup(self) -> None:
         n, m = self.features, self.mid_feats
         deploy = self.graph == 'deploy'
         if not deploy:
-            self.bn1, self.bn2, self.bn3 = BatchNorm(n), BatchNorm(m), BatchNorm(n)
-        self.squeeze = Conv(n, m)
-        self.convs = [ERB(m, self.expand_ratio, self.graph) for _ in range(self.blocks)]
-        self.excitate = Conv(m, n)
+            self.bn1, self.bn2, self.bn3 = (BatchNorm(c, packed=self.packed) for c in (n, m, n))
+        self.squeeze = Conv(n, m, packed=self.packed)
+        self.convs = [
+            ERB(m, self.expand_ratio, self.graph, self.packed) for _ in range(self.blocks)
+        ]
+        self.excitate = Conv(m, n, packed=self.packed)
 
     def __call__(self, x: Array, *, train: bool) -> Array:
         folded = self.graph == 'deploy'
@@ -197,17 +194,19 @@ class FMEN(nn.Module):
     def setup(self) -> None:
         c, n = self.config, self.config.n_feats
         attention = [
-            HFAB(n, mid, erbs, c.attention_expand_ratio, self.graph)
+            HFAB(n, mid, erbs, c.attention_expand_ratio, self.graph, self.packed)
             for mid, erbs in zip(
                 [c.mid_feats - 4] + [c.mid_feats] * c.down_blocks, c.up_blocks, strict=True
             )
         ]
-        self.head = Conv(c.n_colors, n)
-        self.warmup = [Conv(n, n), attention[0]]
-        self.ERBs = [ERB(n, c.backbone_expand_ratio, self.graph) for _ in range(c.down_blocks)]
+        self.head = Conv(c.n_colors, n, packed=self.packed)
+        self.warmup = [Conv(n, n, packed=self.packed), attention[0]]
+        self.ERBs = [
+            ERB(n, c.backbone_expand_ratio, self.graph, self.packed) for _ in range(c.down_blocks)
+        ]
         self.HFABs = attention[1:]
-        self.lr_conv = Conv(n, n)
-        self.tail = [Conv(n, c.n_colors * c.scale**2)]
+        self.lr_conv = Conv(n, n, packed=self.packed)
+        self.tail = [Conv(n, c.n_colors * c.scale**2, packed=self.packed)]
 
     def __call__(self, x: Array, *, train: bool = False) -> Array:
         """[N, H, W, n_colors] in 0..255 -> [N, scale H, scale W, n_colors], not clamped.
@@ -229,15 +228,7 @@ class FMEN(nn.Module):
             h = hfab(erb(h), train=train)
         h = self.lr_conv(h) + x
         if self.shuffle == 'rows':
-            return self._rows(h)
+            layout = {'scale': self.config.scale, 'colors': colors, 'pixels': self.packed}
+            return rows_of(conv(h, tail_of_rows(self.tail[0].weights, **layout)), **layout)
         y = self.tail[0](h).reshape(n, height, width, -1)
         return pixel_shuffle(y, self.config.scale) if self.shuffle == 'image' else y
-
-    def _rows(self, h: Array) -> Array:
-        """The tail with its outputs in the order of the image's rows, then the rows interleaved."""
-        s, c, p = self.config.scale, self.config.n_colors, self.packed
-        order = np.arange(p * c * s * s).reshape(p, c, s, s).transpose(2, 0, 3, 1).ravel()
-        y = conv(h, {k: v[..., order] for k, v in packed(self.tail[0].weights, p).items()})
-        n, height, packs, _ = y.shape
-        y = y.reshape(n, height, packs, s, p * s * c).transpose(0, 1, 3, 2, 4)
-        return y.reshape(n, height * s, packs * p * s * c)

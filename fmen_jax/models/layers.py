@@ -10,14 +10,12 @@ from typing import Any, Literal
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array, lax
 from jax.ad_checkpoint import checkpoint_name
 
 from fmen_jax.errors import InputError
+from fmen_jax.models.tpu_layout import Params, pack_kernel
 from fmen_jax.runtime import onednn
-
-Params = dict[str, Any]
 
 Graph = Literal['expanded', 'collapsed', 'deploy']
 """How the network runs. 'expanded' and 'collapsed' are the train graph, with the same variables
@@ -39,16 +37,35 @@ def uniform_fan_in(fan_in: int) -> nn.initializers.Initializer:
     return init
 
 
-def conv(x: Array, params: Params, *, padding: str = 'SAME', stride: int = 1) -> Array:
-    """Convolve [N, H, W, C] with `kernel` [kh, kw, C, F], add `bias` [F]; SAME pads with zeros.
-
-    An x [N, H, W/p, p C] has p pixels of a row side by side (`pack`), and so has the result.
+def conv(
+    x: Array, params: Params, *, padding: str = 'SAME', stride: int = 1, packed: int = 1
+) -> Array:
+    """Convolve an image and add a bias.
 
     Computed by XLA, or by oneDNN in a function that was compiled for it: see `onednn` in
     `runtime.compilation.jit`.
+
+    Args:
+      x: [N, H, W, C].
+      params: `kernel` [kh, kw, C, F] and `bias` [F], cast to the dtype of x.
+      padding: SAME, which pads with zeros, or VALID.
+      stride: in pixels, of both axes.
+      packed: p, if x is [N, H, W/p, p C] with p pixels of a row side by side in the channels, as
+        `tpu_layout.pack` makes it. So is the result.
+
+    Returns:
+      [N, H, W, F], smaller with VALID or a stride.
+
+    Raises:
+      InputError: the channels of x are not those of the kernel.
     """
-    if (pixels := x.shape[3] // params['kernel'].shape[2]) > 1:
-        params = packed(params, pixels)
+    if x.shape[3] != packed * params['kernel'].shape[2]:
+        raise InputError(
+            f'x has {x.shape[3]} channels; the kernel has {params["kernel"].shape[2]}'
+            + (f', of {packed} packed pixels.' if packed > 1 else '.')
+        )
+    if packed > 1:
+        params = pack_kernel(params, packed)
     kernel, bias = params['kernel'], params['bias']
     if onednn.enabled_for(x, kernel, padding=padding, stride=stride):
         return checkpoint_name(onednn.conv(x, kernel, bias), KEPT)
@@ -65,37 +82,10 @@ def conv(x: Array, params: Params, *, padding: str = 'SAME', stride: int = 1) ->
     return checkpoint_name(y, KEPT)
 
 
-def pack(x: Array, pixels: int) -> Array:
-    """[N, H, W, C] -> [N, H, W/p, p C]: p pixels of a row side by side in the channels.
-
-    A TPU computes on 128 channels whatever there are: 50 leave 78 idle in memory and in the matrix
-    unit, 2 x 50 leave 28.
-
-    Raises:
-      InputError: W is no multiple of p.
-    """
-    n, h, w, c = x.shape
-    if w % pixels:
-        raise InputError(f'a width of {w} cannot be packed by {pixels} pixels: choose a multiple.')
-    return x.reshape(n, h, w // pixels, pixels * c)
-
-
-def packed(params: Params, pixels: int) -> Params:
-    """Of a 3x3 convolution C -> F, that of the same on packed pixels, p C -> p F, mostly zeros."""
-    kernel = params['kernel']
-    to = np.arange(pixels)
-    # tap t holds pixel i at t p + i, which is dx away from pixel j of the middle one
-    away = (np.arange(-1, 2)[:, None, None] * pixels + to[:, None]) - to
-    selector = away[..., None] == np.arange(-1, 2)  # [t, i, j, dx]
-    wide = jnp.einsum('tijd,ydcf->yticjf', selector.astype(kernel.dtype), kernel)
-    shape = (3, 3, pixels * kernel.shape[2], pixels * kernel.shape[3])
-    return {'kernel': wide.reshape(shape), 'bias': jnp.tile(params['bias'], pixels)}
-
-
 class Conv(nn.Module):
     """A convolution whose parameters can be read without running it (`collapse` does).
 
-    `padding` is SAME (zeros) or VALID.
+    `padding` is SAME (zeros) or VALID; `packed` as for `conv`.
     """
 
     inputs: int
@@ -103,6 +93,7 @@ class Conv(nn.Module):
     size: int = 3
     padding: str = 'SAME'
     stride: int = 1
+    packed: int = 1
 
     def setup(self) -> None:
         init = uniform_fan_in(self.inputs * self.size**2)
@@ -121,7 +112,7 @@ class Conv(nn.Module):
         if border is not None:
             lost = jnp.einsum('yxio,i->o', self.kernel, border, precision='highest')
             weights = {'kernel': self.kernel, 'bias': self.bias + lost}
-        return conv(x, weights, padding=self.padding, stride=self.stride)
+        return conv(x, weights, padding=self.padding, stride=self.stride, packed=self.packed)
 
 
 class BatchNorm(nn.Module):
@@ -134,6 +125,8 @@ class BatchNorm(nn.Module):
     features: int
     momentum: float = 0.1
     epsilon: float = 1e-5
+    packed: int = 1
+    """Pixels of a row side by side in the channels of x (`tpu_layout.pack`)."""
 
     def setup(self) -> None:
         self.scale = self.param('scale', nn.initializers.ones, (self.features,))
@@ -151,7 +144,7 @@ class BatchNorm(nn.Module):
         Returns the result and [C], what a zero input gives under the *running* statistics (in
         training: as they are after the update, and constant to the gradient). That is the value
         FMEN puts on the border before the next convolution. With `centred` the result is less by
-        it, so that the border is of zeros. x may be packed.
+        it, so that the border is of zeros.
         """
         dtype = jnp.promote_types(x.dtype, jnp.float32)
         wide = x.astype(dtype)
@@ -167,8 +160,7 @@ class BatchNorm(nn.Module):
         running = lax.stop_gradient((self.mean.value, self.var.value))
         border = self._affine(*(value.astype(dtype) for value in running))[1]
         shift = shift - border if centred else shift
-        pixels = x.shape[3] // self.features
-        gain, shift = (jnp.tile(value, pixels).reshape(1, 1, 1, -1) for value in (gain, shift))
+        gain, shift = (jnp.tile(value, self.packed).reshape(1, 1, 1, -1) for value in (gain, shift))
         return (wide * gain + shift).astype(x.dtype), border
 
     def _statistics(self, x: Array) -> tuple[Array, Array]:
@@ -177,7 +169,7 @@ class BatchNorm(nn.Module):
         About the running mean, which is near enough to the mean that nothing cancels.
         """
         pivot = lax.stop_gradient(self.mean.value).astype(x.dtype)
-        away = x - jnp.tile(pivot, x.shape[3] // self.features).reshape(1, 1, 1, -1)
+        away = x - jnp.tile(pivot, self.packed).reshape(1, 1, 1, -1)
         sums = jnp.stack([away.mean((0, 1, 2)), jnp.square(away).mean((0, 1, 2))])
         first, second = checkpoint_name(sums.reshape(2, -1, self.features).mean(1), KEPT)
         return pivot + first, jnp.maximum(second - jnp.square(first), 0)

@@ -16,9 +16,9 @@ from fmen_jax.models.layers import (
     Conv,
     conv,
     leaky_relu,
-    pack,
     pad_border,
 )
+from fmen_jax.models.tpu_layout import pack
 from tests.helpers import assert_close
 
 pytestmark = pytest.mark.usefixtures('x64')
@@ -138,13 +138,21 @@ def test_packed_pixels_give_the_same_convolution(pixels: int) -> None:
         'kernel': generator.normal(size=(3, 3, 3, 7)).astype(np.float32),
         'bias': generator.normal(size=7).astype(np.float32),
     }
-    packed = conv(pack(jnp.asarray(x), pixels), params)
+    packed = conv(pack(jnp.asarray(x), pixels), params, packed=pixels)
     assert packed.shape == (2, 5, 8 // pixels, 7 * pixels)
     np.testing.assert_allclose(
         packed.reshape(2, 5, 8, 7), conv(jnp.asarray(x), params), rtol=0, atol=1e-5
     )
     with pytest.raises(InputError, match='a width of 7 cannot be packed'):
         pack(jnp.ones((1, 1, 7, 3)), pixels)
+
+
+def test_channels_that_are_not_those_of_the_kernel_are_refused() -> None:
+    params = {'kernel': jnp.ones((3, 3, 50, 4)), 'bias': jnp.ones(4)}
+    with pytest.raises(InputError, match='x has 100 channels; the kernel has 50'):
+        conv(jnp.ones((1, 5, 5, 100)), params)
+    with pytest.raises(InputError, match='x has 100 channels; the kernel has 50, of 4 packed'):
+        conv(jnp.ones((1, 5, 5, 100)), params, packed=4)
 
 
 @pytest.mark.parametrize('train', [False, True])
@@ -155,7 +163,10 @@ def test_batch_norm_of_packed_pixels_and_centred(train: bool) -> None:
     variables['params']['bias'] += 0.5
     run = functools.partial(module.apply, variables, train=train, mutable=['batch_stats'])
     (y, border), stats = run(jnp.asarray(x))
-    (packed, _), others = run(pack(jnp.asarray(x), 2))
+    packs = functools.partial(
+        BatchNorm(5, packed=2).apply, variables, train=train, mutable=['batch_stats']
+    )
+    (packed, _), others = packs(pack(jnp.asarray(x), 2))
     np.testing.assert_allclose(packed.reshape(x.shape), y, rtol=0, atol=1e-5)
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5), stats, others)
     (centred, same), _ = run(jnp.asarray(x), centred=True)
