@@ -1,10 +1,10 @@
-"""Errors that the caller can mend: they say what was found, what was expected, what to do."""
+"""Errors that the caller can fix; messages say what was found, what was expected, what to do."""
 
 import importlib.util
 
 
 class FMENError(Exception):
-    """The base of the errors here; the command line prints them without a traceback."""
+    """Base class of the errors of fmen_jax; the command line prints them without a traceback."""
 
 
 class InputError(FMENError, ValueError):
@@ -12,7 +12,7 @@ class InputError(FMENError, ValueError):
 
 
 class FMENWarning(UserWarning):
-    """Something is done otherwise than asked for; the command line prints it as a note."""
+    """Something is done differently than requested; the command line prints it as a note."""
 
 
 def require(module: str, extra: str, purpose: str) -> None:
@@ -24,4 +24,4 @@ def require(module: str, extra: str, purpose: str) -> None:
 
 
 class DownloadError(FMENError, OSError):
-    """A file could not be fetched, or is not the one that was asked for."""
+    """A file could not be downloaded, or is not the requested one."""

@@ -1,4 +1,4 @@
-"""Files that are whole or absent, their hashes, and the folder for those that can be remade."""
+"""Atomic writing of files, file hashes, and the cache folder."""
 
 import contextlib
 import glob
@@ -16,10 +16,11 @@ from fmen_jax.errors import InputError
 
 @contextlib.contextmanager
 def written_aside(path: Path) -> Iterator[Path]:
-    """Yield a path beside `path` to write to; renamed to `path` at the end, removed on an error.
+    """Yield a temporary path next to `path`, renamed to `path` on success and removed on an error.
 
-    The ending is kept, because writers choose the format by it. Missing folders are made; what a
-    killed process of this machine left beside this path is removed.
+    The temporary path has the same extension, because writers choose the format by it. Missing
+    folders are created. Temporary files of `path` left by killed processes of this machine are
+    removed.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     start, end = f'.{path.stem}.{platform.node()}.', f'.part{path.suffix}'
@@ -36,7 +37,7 @@ def written_aside(path: Path) -> Iterator[Path]:
 
 
 def check_ending(path: Path, endings: Sequence[str], kind: str) -> None:
-    """Raise InputError unless a path ends like files of its kind, 'a picture' say."""
+    """Raise InputError unless `path` has one of the extensions of its kind, such as 'a picture'."""
     if path.suffix.lower() not in endings:
         raise InputError(
             f'{path}: the ending {path.suffix!r} is not that of {kind}; expected one of '
@@ -45,17 +46,17 @@ def check_ending(path: Path, endings: Sequence[str], kind: str) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file, whole or not at all."""
+    """Write a text file atomically, in UTF-8."""
     with written_aside(path) as aside:
         aside.write_text(text, encoding='utf-8')
 
 
 def cache_folder() -> Path:
-    """Where what can be remade is kept: FMEN_JAX_CACHE, or the user's cache folder."""
+    """Return the folder for reproducible files: FMEN_JAX_CACHE, or the user's cache folder."""
     return Path(os.environ.get('FMEN_JAX_CACHE') or platformdirs.user_cache_dir('fmen_jax'))
 
 
 def sha256(path: Path) -> str:
-    """The SHA-256 of a file, 64 hexadecimal digits."""
+    """Return the SHA-256 of a file as 64 hexadecimal digits."""
     with path.open('rb') as file:
         return hashlib.file_digest(file, 'sha256').hexdigest()

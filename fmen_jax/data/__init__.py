@@ -1,1 +1,1 @@
-"""Pictures, and how smaller ones are made of them."""
+"""Training and evaluation data: pairs of LR and HR images, and batches of patches."""

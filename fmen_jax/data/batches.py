@@ -1,7 +1,8 @@
-"""Batches of patches, as a pure function of (seed, step), and their prefetching by Grain.
+"""Batches of patches as a pure function of (seed, step), prefetched by Grain.
 
-A batch is `lr` [n, p, p, 3] and `hr` [n, scale p, scale p, 3], uint8, in 0..255; or, unshuffled,
-`hr` [n, p, p, 3 scale^2]: what a network gives before its pixel shuffle.
+A batch contains `lr` [N, p, p, 3] and `hr` [N, scale p, scale p, 3], uint8 RGB in 0..255, where p
+is the patch size in LR pixels. With `unshuffled`, `hr` is [N, p, p, 3 scale^2], the layout of a
+network's output before the pixel shuffle.
 """
 
 import dataclasses
@@ -20,32 +21,34 @@ from fmen_jax.images.symmetries import dihedral
 
 @dataclasses.dataclass(frozen=True)
 class PipelineConfig:
-    """Settings of the batches."""
+    """Settings of the training batches."""
 
     patch: int = 64
-    """Height and width of a patch, in LR pixels."""
+    """Height and width of a patch in LR pixels."""
     batch: int = 64
-    """Patches of the global batch, over all processes."""
+    """Number of patches in the global batch, over all processes."""
     sampling: Literal['uniform', 'error'] = 'uniform'
-    """Probability of a crop position: 'uniform' over all positions in all pictures, or in
-    proportion to the error of bicubic interpolation in the patch, so that flat areas are rare."""
+    """Distribution of crop positions: 'uniform' over all positions in all images, or 'error',
+    proportional to the error of bicubic interpolation in the patch, so that flat areas are rare."""
     flips: bool = True
-    """Whether a patch is turned and mirrored at random, in one of eight ways."""
+    """Whether to rotate and mirror each patch at random, in one of eight ways."""
     seed: int = 0
-    """Of the places and the flips."""
+    """Seed for crop positions and flips."""
     threads: int = 2
-    """That make batches ahead. Which has no influence on what is in them."""
+    """Number of threads that prepare batches in advance. Does not affect what is in them."""
     processes: int = 0
-    """That make batches instead, each with its threads; where threads are not enough."""
+    """Number of worker processes, each with its own threads, for when threads alone are too slow; 0
+    for none."""
     ahead: int = 8
-    """Batches that wait at most."""
+    """Maximum number of prepared batches that wait to be used."""
 
 
 class Batches:
     """Random access to the batches of one process: `batches[step]`.
 
-    Crop positions are drawn as `PipelineConfig.sampling` says. Sample k of the global batch of a
-    step depends on (seed, step, k) alone, so neither processes nor threads change the batches.
+    Crop positions are drawn according to `PipelineConfig.sampling`. Sample k of a step's global
+    batch depends only on (seed, step, k), so the numbers of processes and threads do not change the
+    batches.
     """
 
     def __init__(
@@ -57,11 +60,11 @@ class Batches:
         processes: int = 1,
         unshuffled: bool = False,
     ) -> None:
-        """Checks sizes and counts.
+        """Check image sizes, scales and the batch size.
 
         Raises:
-          InputError: sources of different scales, pictures smaller than a patch, or a batch that
-            the processes cannot share.
+          InputError: If the sources have different scales, an image is smaller than a patch, or
+            the batch size is not divisible by the number of processes.
         """
         scales = sorted({source.scale for source in sources})
         if len(scales) != 1:
@@ -92,11 +95,11 @@ class Batches:
         self._positions = positions(self._pictures, config.patch)
 
     def __len__(self) -> int:
-        """There is no last batch."""
+        """Return a number larger than any step: there is no last batch."""
         return 2**31 - 1
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        """This process's part of the batch of a step."""
+        """Return this process's part of the batch of a step."""
         c = self._config
         samples = [
             self._sample(index * c.batch + k) for k in range(self._first, self._first + self._share)
@@ -117,7 +120,7 @@ class Batches:
 
 
 class _UniformPositions:
-    """Crop positions, each equally probable."""
+    """Crop positions with uniform probability."""
 
     def __init__(self, pictures: Sequence[tuple[Source, int]], patch: int) -> None:
         entries = [source.entries[number] for source, number in pictures]
@@ -126,7 +129,7 @@ class _UniformPositions:
         self._ends = np.cumsum([h * w for h, w in zip(heights, self._widths, strict=True)])
 
     def draw(self, generator: np.random.Generator) -> tuple[int, int, int]:
-        """Picture, row and column of a patch's upper left corner."""
+        """Return the image number, and the row and column of the patch's upper left corner."""
         place = int(generator.integers(self._ends[-1]))
         picture = int(np.searchsorted(self._ends, place, side='right'))
         place -= int(self._ends[picture - 1]) if picture else 0
@@ -136,9 +139,10 @@ class _UniformPositions:
 class _ErrorPositions:
     """Crop positions whose probability is proportional to the interpolation error in the patch.
 
-    Patches are summed by integral images: S[y, x] is the sum of the error above and left of (y, x),
-    so a patch of size p at (y, x) has S[y+p, x+p] - S[y, x+p] - S[y+p, x] + S[y, x]. A row of
-    positions is drawn first, by the cumulative sum over all rows of all pictures, then a column.
+    The error in a patch is computed from an integral image: S[y, x] is the sum of the error above
+    and to the left of (y, x), so the sum over a patch of size p at (y, x) is
+    S[y+p, x+p] - S[y, x+p] - S[y+p, x] + S[y, x]. A row of positions is drawn first, from the
+    cumulative sum over all rows of all images, and then a column.
     """
 
     def __init__(self, pictures: Sequence[tuple[Source, int]], patch: int) -> None:
@@ -155,13 +159,13 @@ class _ErrorPositions:
         self._row_ends = np.cumsum(np.concatenate(rows))
 
     def _patch_sums(self, integral: np.ndarray) -> np.ndarray:
-        """Sum of the error in each patch, of an integral image of at least patch + 1 rows."""
+        """Return each patch's error sum, given an integral image of at least patch + 1 rows."""
         p = self._patch
         columns = integral[:, p:] - integral[:, :-p]
-        return np.maximum(columns[p:] - columns[:-p], 0)  # rounding can go below 0
+        return np.maximum(columns[p:] - columns[:-p], 0)  # rounding can give negative sums
 
     def draw(self, generator: np.random.Generator) -> tuple[int, int, int]:
-        """Picture, row and column of a patch's upper left corner."""
+        """Return the image number, and the row and column of the patch's upper left corner."""
         row = _weighted(self._row_ends, generator)
         picture = int(np.searchsorted(self._first_rows, row, side='right')) - 1
         y = row - int(self._first_rows[picture])
@@ -170,7 +174,7 @@ class _ErrorPositions:
 
 
 def _weighted(ends: np.ndarray, generator: np.random.Generator) -> int:
-    """An index, drawn with the weights whose cumulative sum is `ends`; uniform if all are 0."""
+    """Draw an index by the weights with cumulative sum `ends`; uniformly if all are 0."""
     if not ends[-1] > 0:
         return int(generator.integers(len(ends)))
     drawn = np.searchsorted(ends, generator.random() * ends[-1], side='right')
@@ -180,12 +184,12 @@ def _weighted(ends: np.ndarray, generator: np.random.Generator) -> int:
 def prefetched(
     batches: Batches, config: PipelineConfig, *, start: int = 0
 ) -> Iterator[dict[str, np.ndarray]]:
-    """The batches from a step on, made ahead by threads or by processes, in the same order."""
+    """Iterate over the batches from a step on, prepared in advance by threads or processes."""
     options = grain.ReadOptions(num_threads=config.threads, prefetch_buffer_size=config.ahead)
     dataset: Any = grain.MapDataset.source(batches)  # pyright: ignore[reportArgumentType]
     ahead = dataset[start:].to_iter_dataset(options)
     if config.processes:
-        if not absl.flags.FLAGS.is_parsed():  # Grain's workers ask for flags of theirs
+        if not absl.flags.FLAGS.is_parsed():  # Grain's workers read absl flags
             absl.flags.FLAGS.mark_as_parsed()
         workers = grain.MultiprocessingOptions(config.processes, per_worker_buffer_size=2)
         ahead = ahead.mp_prefetch(workers)

@@ -1,8 +1,9 @@
-"""DIV2K through TensorFlow Datasets, prepared and read without TensorFlow.
+"""DIV2K through TensorFlow Datasets (TFDS), prepared and read without TensorFlow.
 
-The stock builder lists and extracts files with TensorFlow. This one takes the pictures out of the
-official zips itself, one pair at a time; names, versions, splits, URLs and checksums are the stock
-builder's. Pictures go into TFDS as file paths and come out through Pillow.
+The stock TFDS builder lists and extracts files with TensorFlow. The builder in this module extracts
+the images from the official zip files itself, one pair at a time. It uses the names, versions,
+splits, URLs and checksums of the stock builder. Images are passed to TFDS as file paths and are
+decoded with Pillow.
 """
 
 import dataclasses
@@ -19,45 +20,46 @@ from fmen_jax.errors import InputError, require
 from fmen_jax.files import sha256
 
 PREFIX = 'div2k/'
-"""How the name of a DIV2K set begins, such as div2k/bicubic_x4 or div2k/bicubic_x4/validation."""
+"""Prefix of DIV2K set names, such as div2k/bicubic_x4 or div2k/bicubic_x4/validation."""
 
 _SCALES = {f'bicubic_x{scale}': scale for scale in (2, 3, 4)}
 
 
 def home() -> Path:
-    """The data folder of TFDS, ~/tensorflow_datasets or TFDS_DATA_DIR.
+    """Return the data folder of TFDS: TFDS_DATA_DIR, or ~/tensorflow_datasets if it is not set.
 
-    Official zips that are in its downloads/manual are used, the others downloaded.
+    Official zip files in its subfolder downloads/manual are used; the others are downloaded.
     """
     return Path(os.environ.get('TFDS_DATA_DIR', '~/tensorflow_datasets')).expanduser()
 
 
 @dataclasses.dataclass(frozen=True)
 class Div2k:
-    """A prepared set; `open_set` makes one of its name."""
+    """A prepared DIV2K set, opened by name with `open_set`."""
 
     name: str
     scale: int
     folder: Path
-    """Where TFDS keeps it."""
+    """Folder in which TFDS stores the prepared set."""
     examples: Any
-    """Random access to {'lr', 'hr'}, [H, W, 3] uint8 each: TFDS's data source."""
+    """TFDS data source: random access to {'lr', 'hr'}, each [H, W, 3] uint8."""
 
     def pair(self, number: int) -> Loaded:
-        """A picture in both sizes.
+        """Return the LR and HR images of example `number`.
 
         Raises:
-          InputError: sizes that differ by another factor than the scale.
+          InputError: If the sizes of the two images do not differ by the scale.
         """
         example = self.examples[number]
         return fitted(f'{self.name}[{number}]', example['lr'], example['hr'], self.scale)
 
 
 def open_set(name: str) -> Div2k:
-    """A set by its name, prepared to array_record at the first call.
+    """Return a DIV2K set by name; the first call prepares it in the array_record format.
 
     Raises:
-      InputError: no such set, a missing package, or zips that are not the official ones.
+      InputError: If the set does not exist, a package is missing, or a zip file is not the official
+        one.
     """
     config, _, part = name.removeprefix(PREFIX).partition('/')
     if config not in _SCALES or part not in ('', 'train', 'validation'):
@@ -74,7 +76,7 @@ def open_set(name: str) -> Div2k:
 
 @functools.cache
 def _builder_class() -> Any:
-    # TFDS imports importlib_resources without asking for it
+    # TFDS imports importlib_resources without declaring it as a dependency
     for module in ('tensorflow_datasets', 'array_record', 'importlib_resources', 'PIL'):
         require(module, 'div2k', 'DIV2K through TensorFlow Datasets')
     import tensorflow_datasets as tfds
@@ -83,7 +85,7 @@ def _builder_class() -> Any:
     base: Any = stock.Builder
 
     class Builder(base, skip_registration=True):  # pyright: ignore
-        """The stock data set, from the same files, without TensorFlow."""
+        """Builds the stock data set from the same files without TensorFlow."""
 
         name = 'div2k'
         url_infos: Any = stock.Builder.url_infos
@@ -107,7 +109,7 @@ def _builder_class() -> Any:
 
         def _zip(self, dl_manager: Any, url: str) -> Path:
             name = PurePosixPath(url).name
-            # manual_dir itself raises where the folder does not exist
+            # not dl_manager.manual_dir, which raises if the folder does not exist
             path = home() / 'downloads/manual' / name
             if not path.is_file():
                 return Path(dl_manager.download(url))
@@ -123,7 +125,7 @@ def _builder_class() -> Any:
 
 
 def _examples(lr_zip: Path, hr_zip: Path) -> Iterator[tuple[str, dict[str, str]]]:
-    """The pictures of two zips, as paths that are there until the next one is asked for."""
+    """Yield the image pairs of two zip files as paths, valid until the next pair is requested."""
     with zipfile.ZipFile(lr_zip) as lr, zipfile.ZipFile(hr_zip) as hr:
         lr_names, hr_names = _pictures(lr), _pictures(hr)
         if lr_names.keys() != hr_names.keys():
@@ -141,6 +143,6 @@ def _examples(lr_zip: Path, hr_zip: Path) -> Iterator[tuple[str, dict[str, str]]
 
 
 def _pictures(archive: zipfile.ZipFile) -> dict[str, str]:
-    """Number of the picture -> member: 0801 for .../0801x4.png and .../0801.png."""
+    """Map image numbers to members: 0801 for .../0801x4.png and .../0801.png."""
     members = (PurePosixPath(name) for name in archive.namelist())
     return {path.stem[:4]: str(path) for path in members if path.suffix == '.png'}

@@ -1,4 +1,4 @@
-"""Folders of pictures in two sizes: which belong together, in the layouts of the field."""
+"""Pairs of LR and HR images in folders, in the layouts of the usual benchmarks."""
 
 import dataclasses
 import hashlib
@@ -11,7 +11,7 @@ from fmen_jax.files import cache_folder
 from fmen_jax.images import rgb8
 from fmen_jax.images.bicubic import imresize
 
-# The usual layouts: where the HR pictures are, and the LR one of NAME; s is the scale.
+# Usual layouts: HR folder, HR file name, and path of the matching LR image; s is the scale.
 _LAYOUTS = (
     ('image_SRF_{s}', '{stem}_HR.png', 'image_SRF_{s}/{stem}_LR.png'),  # SelfExSR
     ('HR', '{stem}.png', 'LR_bicubic/X{s}/{stem}x{s}.png'),  # EDSR's benchmarks
@@ -22,29 +22,31 @@ _LAYOUTS = (
 
 @dataclasses.dataclass(frozen=True)
 class Pair:
-    """A picture in both sizes."""
+    """Paths of an HR image and its LR image."""
 
     name: str
     hr: Path
     lr: Path | None
-    """None: it is made of the HR picture by our imresize, convention 'edsr', and cached."""
+    """Path of the LR image. If None, the LR image is computed from the HR image by our imresize,
+    convention 'edsr', and cached."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Loaded:
-    """A pair in memory, RGB uint8 (a gray picture has three equal channels)."""
+    """A pair in memory, uint8 RGB in 0..255 (a gray image has three equal channels)."""
 
     name: str
     lr: np.ndarray
     hr: np.ndarray
-    """[scale H, scale W, 3]; cropped to that at the right and below if it was larger."""
+    """HR image [scale H, scale W, 3], cropped to this size at the right and bottom."""
 
 
 def find_pairs(folder: Path, scale: int) -> list[Pair]:
-    """The pairs of a benchmark folder, in one of the usual layouts, or of a folder of HR pictures.
+    """Return the pairs of a folder in one of the usual layouts, or of a folder of HR images.
 
     Raises:
-      InputError: no such folder, no pictures, or an LR picture without its partner or the reverse.
+      InputError: If the folder does not exist or contains no images, or if the folder of LR images
+        exists but does not contain all of them.
     """
     if not folder.is_dir():
         raise InputError(f'{folder}: no such folder.')
@@ -65,7 +67,8 @@ def find_pairs(folder: Path, scale: int) -> list[Pair]:
                 f'{missing[0]}: add them, or take their folder away to have them all made.'
             )
         return [Pair(*pair) for pair in zip(stems, found, lr_files, strict=True)]
-    seen = (p for p in folder.iterdir() if not p.name.startswith('.'))  # as macOS leaves them
+    # macOS leaves hidden files that end like images
+    seen = (p for p in folder.iterdir() if not p.name.startswith('.'))
     pictures = sorted(p for p in seen if p.suffix.lower() in rgb8.ENDINGS)
     if not pictures:
         raise InputError(
@@ -80,11 +83,13 @@ def find_pairs(folder: Path, scale: int) -> list[Pair]:
 
 
 def load_pair(pair: Pair, scale: int, *, keep: bool = True) -> Loaded:
-    """Read both pictures; an LR picture that has to be made is kept in the cache with `keep`.
+    """Read both images of a pair, or compute the LR image if the pair has none.
+
+    If `keep` is true, a computed LR image is stored in the cache.
 
     Raises:
-      InputError: one cannot be read (16 bit and transparency are refused), or their sizes differ by
-        another factor than the scale.
+      InputError: If an image cannot be read (16-bit and transparent images are refused), or the
+        sizes of the two images do not differ by `scale`.
     """
     hr = rgb8.read(pair.hr).pixels
     height, width = (size // scale for size in hr.shape[:2])
@@ -98,10 +103,13 @@ def load_pair(pair: Pair, scale: int, *, keep: bool = True) -> Loaded:
 
 
 def fitted(name: str, lr: np.ndarray, hr: np.ndarray, scale: int, *, where: str = '') -> Loaded:
-    """A pair [H, W, 3] each, with the HR picture cropped to the LR one's size times the scale.
+    """Return a pair with the HR image cropped to the LR image's size times the scale.
+
+    Both images are [H, W, 3].
 
     Raises:
-      InputError: sizes that differ by another factor; it names the picture, or `where` it is.
+      InputError: If the sizes do not differ by `scale`. The message names `where`, or `name` if
+        `where` is empty.
     """
     height, width = (size // scale for size in hr.shape[:2])
     if lr.shape[:2] != (height, width):
@@ -113,7 +121,7 @@ def fitted(name: str, lr: np.ndarray, hr: np.ndarray, scale: int, *, where: str 
 
 
 def _kept(hr: np.ndarray, scale: int) -> np.ndarray:
-    """The LR picture of an HR one, kept in the cache by its content."""
+    """Return the LR image of an HR image, cached under a hash of the HR image's content."""
     digest = hashlib.sha256(str(hr.shape).encode() + hr.tobytes()).hexdigest()[:32]
     path = cache_folder() / 'lr' / f'{digest}_x{scale}.png'
     if not path.exists():

@@ -1,8 +1,9 @@
-"""Prepared sources: pictures decoded once, in both sizes, to be read by memory map while training.
+"""Prepared sources: LR and HR images decoded once and memory-mapped during training.
 
-A prepared folder holds `hr.u8` and `lr.u8`, the pixels of all pictures one after the other (uint8,
-RGB, rows first), and `index.json`: which picture is where. Patches are cut out of it at random
-places, so nothing is decoded while training and no sub-images need to be stored twice.
+A prepared folder contains `hr.u8` and `lr.u8`, the concatenated pixels of all images (uint8 RGB in
+row-major order), and `index.json`, which gives the position of each image. Patches are cropped from
+these files at random positions, so nothing is decoded during training and no sub-images have to be
+stored in addition.
 """
 
 import dataclasses
@@ -24,36 +25,39 @@ from fmen_jax.files import cache_folder, written_aside
 from fmen_jax.images.bicubic import imresize
 
 _FORMAT = 1
-"""Raised when what is stored changes, so that older folders are made anew."""
+"""Version of the stored format, incremented on a change so that old folders are prepared again."""
 
 Broken = Literal['refuse', 'skip']
-"""What to do with a picture that cannot be read: stop, naming all of them, or leave it out."""
+"""Handling of images that cannot be read: raise an error that names all of them, or skip them."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """A picture of a prepared source."""
+    """An image of a prepared source."""
 
     name: str
     height: int
-    """Of the LR picture."""
+    """Height of the LR image in pixels."""
     width: int
     start: int
-    """Where the LR picture begins in its file, in bytes; the HR picture begins at scale^2 that."""
+    """Offset of the LR image in `lr.u8`, in bytes; the HR image is at scale^2 start in `hr.u8`."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """A prepared source; `open_source` makes one of a folder."""
+    """A prepared source, opened from a folder with `open_source`."""
 
     folder: Path
     scale: int
     entries: tuple[Entry, ...]
     skipped: tuple[str, ...]
-    """Pictures that could not be read, each with the reason."""
+    """Error messages for the images that could not be read."""
 
     def pixels(self, number: int) -> tuple[np.ndarray, np.ndarray]:
-        """LR [H, W, 3] and HR [scale H, scale W, 3] of a picture, uint8: views of the files."""
+        """Return LR [H, W, 3] and HR [scale H, scale W, 3] of image `number`.
+
+        Both are uint8 views of the memory-mapped files.
+        """
         entry, s = self.entries[number], self.scale
         size = entry.height * entry.width * 3
         lr, hr = self._files
@@ -65,11 +69,11 @@ class Source:
         )
 
     def interpolation_error(self, number: int) -> np.ndarray:
-        """Error of bicubic interpolation of a picture, [H, W] float32, in 0..255.
+        """Return the error of bicubic interpolation of an image, [H, W] float32, in 0..255.
 
         The value at an LR pixel is the mean of |bicubic(LR) - HR| over its HR pixels and channels.
         It is large where there is detail that a network can learn to restore, and almost 0 in flat
-        areas. Computed for the whole source at the first call and stored beside its pixels.
+        areas. The first call computes it for the whole source and stores it in the source's folder.
         """
         entry = self.entries[number]
         start = entry.start // 3
@@ -93,12 +97,12 @@ class Source:
         return lr, hr
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without the open files, for other processes."""
+        """Return the fields without the open files, so that other processes can unpickle them."""
         return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
 
 
 def _interpolation_error(lr: np.ndarray, hr: np.ndarray, scale: int) -> np.ndarray:
-    """Mean |bicubic(LR) - HR| at each LR pixel: [H, W], float32."""
+    """Return the mean of |bicubic(LR) - HR| at each LR pixel, [H, W] float32."""
     error = np.abs(imresize(lr.astype(np.float32), scale) - hr)
     height, width, channels = lr.shape
     return error.reshape(height, scale, width, scale, channels).mean((1, 3, 4), np.float32)
@@ -112,18 +116,20 @@ def prepare(
     broken: Broken = 'refuse',
     report: Callable[[int, int], object] | None = None,
 ) -> Path:
-    """Prepare pictures, once; where the prepared source is.
+    """Prepare images, unless this has already been done, and return the folder of the result.
 
     Args:
-      data: a folder of HR pictures, whose LR is made by MATLAB's imresize, or of pairs (see
+      data: Folder of HR images, whose LR images are computed by MATLAB's imresize, or of pairs (see
         `data.pairs`), or a name such as div2k/bicubic_x4 (see `data.div2k`).
-      scale: the factor between them.
-      output: where to put it; by default in the cache, by what the folder holds.
-      broken: what to do with pictures that cannot be read.
-      report: called with the pictures done and the pictures in all.
+      scale: Scale factor between LR and HR images.
+      output: Folder for the result. By default a folder in the cache, whose name depends on the
+        contents of `data`.
+      broken: Handling of images that cannot be read.
+      report: Callback that receives the number of processed images and the total number.
 
     Raises:
-      InputError: no pictures, or, with 'refuse', broken ones: all are named.
+      InputError: If there are no usable images, if there are broken ones and `broken` is 'refuse'
+        (the message names all of them), or if `output` holds anything else.
     """
     pictures = _pictures(data, scale)
     known = (_FORMAT, scale, broken, pictures.known)
@@ -159,7 +165,7 @@ def prepare(
 class _Pictures:
     label: str
     known: Any
-    """What the pictures are, without reading them, so that changed ones are prepared anew."""
+    """Identity of the images, found without decoding; changed images are prepared again."""
     loaders: Sequence[Callable[[], Loaded]]
 
 
@@ -217,10 +223,10 @@ def _write(
 
 
 def open_source(folder: Path) -> Source:
-    """A prepared source.
+    """Open a prepared source.
 
     Raises:
-      InputError: not one, or not whole.
+      InputError: If the folder is not a prepared source, or is incomplete.
     """
     try:
         index = json.loads((folder / 'index.json').read_text())

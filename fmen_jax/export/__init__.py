@@ -1,1 +1,1 @@
-"""Networks as files for other programs: ONNX, StableHLO."""
+"""Export of networks to ONNX and StableHLO."""

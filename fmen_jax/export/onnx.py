@@ -1,7 +1,8 @@
-"""The deploy graph as an ONNX model, written node by node.
+"""Export of the deploy graph as an ONNX model, built node by node.
 
 Input `lr` [N, 3, H, W] and output `sr` [N, 3, s H, s W], float32, RGB in 0..255, not clamped. The
-nodes are Conv, LeakyRelu, Sigmoid, Mul, Add and DepthToSpace in mode CRD, PyTorch's pixel shuffle.
+nodes are Conv, LeakyRelu, Sigmoid, Mul, Add and DepthToSpace in mode CRD, which equals PyTorch's
+pixel shuffle.
 """
 
 import hashlib
@@ -17,17 +18,18 @@ _OPSET = 17
 
 
 def exportable(network: Network) -> bool:
-    """Whether `to_onnx` knows the network: an FMEN."""
+    """Return whether `to_onnx` supports the network, which must be an FMEN."""
     return isinstance(network.config, FMENConfig)
 
 
 def to_onnx(network: Network, *, shape: tuple[int, int, int] | None = None) -> bytes:
-    """The model as bytes, folded first, with N, H, W dynamic or fixed to `shape`.
+    """Return the folded network as a serialised ONNX model.
 
-    Its metadata: scale, range, configuration, and the SHA-256 of the weights.
+    N, H and W are dynamic, or fixed if `shape` (N, H, W) is given. The metadata of the model
+    contains the scale, the value range, the configuration and the SHA-256 of the weights.
 
     Raises:
-      InputError: not an FMEN, or onnx is not installed.
+      InputError: the network is not an FMEN, or onnx is not installed.
     """
     require('onnx', 'onnx', 'the ONNX export')
     import onnx
@@ -65,7 +67,7 @@ def to_onnx(network: Network, *, shape: tuple[int, int, int] | None = None) -> b
 
 
 class _Graph:
-    """Nodes in the order of the computation; values are known by their names."""
+    """ONNX nodes in the order of computation; values are referred to by name."""
 
     def __init__(self, state: dict[str, np.ndarray]) -> None:
         self.nodes: list[Any] = []
@@ -81,7 +83,7 @@ class _Graph:
         return output
 
     def conv(self, x: str, key: str) -> str:
-        """A zero-padded 3x3 convolution with the weights of a key."""
+        """Add a zero-padded 3x3 convolution with the weights stored under `key`."""
         from onnx import numpy_helper
 
         names = [f'{key}.weight', f'{key}.bias']

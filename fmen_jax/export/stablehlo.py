@@ -1,8 +1,8 @@
-"""The deploy graph as a serialised JAX program for CPU, CUDA and TPU at once, weights inside.
+"""Export of the deploy graph as one serialised JAX program for CPU, CUDA and TPU, with weights.
 
 `jax.export.deserialize(bytes).call(x)` runs it; x is [N, H, W, 3] float32 in 0..255, with any N, H
-and W. JAX reads such a file for six months after it was written, and the file cannot be read by
-older versions than wrote it: for keeping, there are safetensors and ONNX.
+and W. JAX reads such a file for six months after it was written, and versions of JAX older than
+the one that wrote it cannot read it. Use safetensors or ONNX for long-term storage.
 """
 
 from typing import Any
@@ -17,7 +17,7 @@ PLATFORMS = ('cpu', 'cuda', 'tpu')
 
 
 def to_stablehlo(network: Network) -> bytes:
-    """The program as bytes, folded first, with symbolic N, H, W."""
+    """Return the folded network as a serialised program with symbolic N, H and W."""
     folded = network.fold()
     variables = jax.tree.map(jnp.asarray, folded.variables)
 

@@ -1,1 +1,1 @@
-"""Pictures: reading, writing, resizing, and the rearrangements of pixels."""
+"""Images: reading, writing, resizing, and rearranging pixels."""

@@ -1,9 +1,10 @@
-"""MATLAB's imresize, bicubic (a = -0.5) with antialiasing: how the LR images of the field are made.
+"""MATLAB's imresize, bicubic (a = -0.5) with antialiasing: the usual way to make LR images.
 
-Images are [..., H, W, C]. 8-bit images come out bit for bit as in the public data sets, from numpy
-and inside jit alike, because both sum integers: weights are multiples of 2^-32, split into two
-words of 16 bits that int32 sums exactly, so neither float order nor the lack of float64 matters.
-(The convention without rounding between the passes is in float64, in JAX without it in float32.)
+Images are [..., H, W, C]. 8-bit results are bit-identical to the public data sets, both in NumPy
+and under jit, because both sum integers: weights are multiples of 2^-32, split into two 16-bit
+words whose products int32 sums exactly. Neither the order of float additions nor the lack of
+float64 therefore matters. (The convention without rounding between the passes is computed in
+float64, or in float32 where JAX has no float64.)
 """
 
 import dataclasses
@@ -24,12 +25,12 @@ Image = TypeVar('Image', np.ndarray, jax.Array)
 
 @dataclasses.dataclass(frozen=True)
 class Convention:
-    """One of the ways in which the field's LR images were made."""
+    """A variant of imresize with which published LR images were made."""
 
     edges: str
-    """'mirror' (MATLAB today) or 'clamp' (older MATLAB)."""
+    """Edge handling: 'mirror' (current MATLAB) or 'clamp' (older MATLAB)."""
     rounds_between: bool
-    """Whether 8-bit images are rounded and clamped after the vertical pass as well."""
+    """Whether 8-bit images are also rounded and clamped after the first (vertical) pass."""
 
 
 CONVENTIONS = {
@@ -37,22 +38,23 @@ CONVENTIONS = {
     'edsr': Convention('mirror', rounds_between=True),
     # SelfExSR's benchmarks.
     'selfexsr': Convention('clamp', rounds_between=True),
-    # BasicSR's GTmod12 and LRbic folders, and most ports to Python: to one level.
+    # BasicSR's GTmod12 and LRbic folders, and most Python ports; equal to within one level.
     'basicsr': Convention('mirror', rounds_between=False),
 }
 
 
 def imresize(image: Image, scale: float | Fraction, *, convention: str = 'edsr') -> Image:
-    """Resize by a factor, below 1 with antialiasing, to ceil(scale size) pixels.
+    """Resize an image to ceil(scale size) pixels, with antialiasing if the scale is below 1.
 
     Args:
-      image: [..., H, W, C], numpy or JAX (also under jit). uint8 gives uint8, rounded as the
-        convention says; floats give floats of the same type, neither rounded nor clamped.
-      scale: the factor; 1/3 and the like are taken as the fractions that they mean.
-      convention: a key of CONVENTIONS.
+      image: NumPy or JAX array [..., H, W, C], also under jit. uint8 gives uint8, rounded according
+        to the convention; floats give floats of the same type, neither rounded nor clamped.
+      scale: Scale factor. Floats such as 1/3 are converted to the fractions that they approximate.
+      convention: Key of CONVENTIONS.
 
     Raises:
-      InputError: another type or shape of image, or no such convention.
+      InputError: If the type or shape of the image is not supported, the scale is not positive, or
+        the convention is unknown.
     """
     if convention not in CONVENTIONS:
         raise InputError(f'no convention {convention!r}; there are {", ".join(CONVENTIONS)}.')
@@ -76,7 +78,7 @@ def imresize(image: Image, scale: float | Fraction, *, convention: str = 'edsr')
 
 
 def cubic_kernel(x: np.ndarray) -> np.ndarray:
-    """Keys' cubic convolution kernel, a = -0.5 (Keys 1981, eq. 15)."""
+    """Return Keys' cubic convolution kernel at x, with a = -0.5 (Keys 1981, eq. 15)."""
     x = np.abs(x)
     near, far = (1.5 * x - 2.5) * x * x + 1, ((-0.5 * x + 2.5) * x - 4) * x + 2
     return np.where(x <= 1, near, np.where(x <= 2, far, 0))
@@ -84,7 +86,7 @@ def cubic_kernel(x: np.ndarray) -> np.ndarray:
 
 @lru_cache(maxsize=256)
 def _taps(size: int, ratio: Fraction, edges: str) -> tuple[np.ndarray, np.ndarray]:
-    """The source index and the weight of every tap, [new size, taps] each."""
+    """Return the source index and the weight of every tap, each [new size, taps]."""
     scale = float(ratio)
     shrink = min(scale, 1.0)
     reach = 4 / shrink
@@ -102,7 +104,7 @@ def _taps(size: int, ratio: Fraction, edges: str) -> tuple[np.ndarray, np.ndarra
 
 
 def _along(values: np.ndarray, axis: int, rank: int) -> np.ndarray:
-    """[new size] as a factor along an axis (counted from the end) of an image of that rank."""
+    """Reshape [new size] to broadcast along `axis` (negative) of an image of rank `rank`."""
     return np.expand_dims(values, [i for i in range(-rank, 0) if i != axis])
 
 
@@ -116,10 +118,11 @@ def _float_pass(x: Any, taps: tuple[np.ndarray, np.ndarray], axis: int, xp: Modu
 
 
 def _integer_pass(x: Any, taps: tuple[np.ndarray, np.ndarray], axis: int, xp: ModuleType) -> Any:
-    """One pass on uint8, rounded half up and clamped, exactly.
+    """Resize uint8 along one axis exactly, rounding half up and clamping.
 
-    Weights are high 2^-16 + low 2^-32. A sum that is a tie in exact arithmetic may lie below it by
-    the rounding of the weights, 255 taps 2^-33: half a unit is therefore 2^-20 more than a half.
+    Weights are high 2^-16 + low 2^-32. Because the weights are rounded, a sum that is a tie in
+    exact arithmetic may come out lower by up to 255 taps 2^-33. The constant added for rounding is
+    therefore 1/2 + 2^-20.
     """
     index, weight = taps
     if index.shape[1] > 128:

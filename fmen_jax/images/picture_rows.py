@@ -1,4 +1,4 @@
-"""A picture that is read by rows, so that it need not be in memory as a whole."""
+"""An image that is read by rows, so that it need not be in memory as a whole."""
 
 import dataclasses
 from collections.abc import Callable
@@ -8,11 +8,11 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class PictureRows:
-    """A picture that is read by rows."""
+    """An image that is read by rows."""
 
     height: int
     width: int
     read: Callable[[int, int], np.ndarray]
-    """start, stop -> [stop - start, W, C]; the starts never fall."""
+    """Function (start, stop) -> [stop - start, W, C]. `start` must not decrease between calls."""
     constant_alpha: float | None = None
-    """The value of an alpha channel that is everywhere the same: it needs no network."""
+    """Value of the alpha channel if it is the same at all pixels; it then needs no network."""

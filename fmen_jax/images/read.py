@@ -1,7 +1,8 @@
-"""Picture files as they are, read by rows: depth and channels kept; by libvips.
+"""Image files read by rows with libvips, preserving bit depth and channels.
 
-Pixels are [H, W, C] with 1 (gray), 2 (gray, alpha), 3 (RGB) or 4 (RGB, alpha) channels; uint8,
-uint16, or float32 in 0..1 as the file has it, never by its largest value. CMYK and Lab become sRGB.
+Pixels are [H, W, C] with 1 (gray), 2 (gray, alpha), 3 (RGB) or 4 (RGB, alpha) channels. They are
+uint8, uint16, or float32 in 0..1; the range follows from the type stored in the file and never from
+the largest value. CMYK and Lab are converted to sRGB.
 """
 
 import dataclasses
@@ -20,30 +21,30 @@ ENDINGS = (*DATA_ENDINGS, '.avif')
 _LOADERS = ('png', 'jpeg', 'webp', 'tiff', 'heif')
 _DTYPES = {'uchar': np.uint8, 'ushort': np.uint16, 'float': np.float32}
 _FILL = 8
-"""Pixels around what is visible whose hidden colour is replaced."""
+"""Distance from visible pixels, in pixels, up to which the color of hidden pixels is replaced."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Opened:
-    """A picture file that is read by rows."""
+    """An image file that is read by rows."""
 
     rows: PictureRows
     dtype: np.dtype
     channels: int
     image: Any
-    """libvips' image, for its metadata."""
+    """libvips image, used for its metadata."""
 
     @property
     def size(self) -> tuple[int, int]:
-        """Width and height."""
+        """Width and height in pixels."""
         return self.rows.width, self.rows.height
 
 
 def open_picture(path: Path) -> Opened:
-    """Open a picture, turned upright by its orientation; pixels are read when they are asked for.
+    """Open an image file and rotate it to its EXIF orientation; pixels are read on request.
 
     Raises:
-      InputError: not a readable picture, or of a kind that is not handled.
+      InputError: If the file is not a readable image, or is of an unsupported kind.
     """
     import pyvips
 
@@ -56,7 +57,7 @@ def open_picture(path: Path) -> Opened:
         if problem := _problem(image):
             raise InputError(f'{path}: {problem}.')
         turned = 'orientation' in image.get_fields() and image.get('orientation') > 1
-        if turned or image.hasalpha():  # these read rows out of order, or more than once
+        if turned or image.hasalpha():  # read out of order or more than once
             image = pyvips.Image.new_from_file(str(path), fail_on='error', revalidate=True)
         image = _in_rgb(image.autorot())
         constant = _constant_alpha(image)
@@ -67,7 +68,7 @@ def open_picture(path: Path) -> Opened:
 
 
 def count_pixels(path: Path) -> int:
-    """Of a picture, from its header; 0 if it cannot be read."""
+    """Return the number of pixels of an image from its header; 0 if it cannot be read."""
     import pyvips
 
     try:
@@ -78,7 +79,7 @@ def count_pixels(path: Path) -> int:
 
 
 def _problem(image: Any) -> str:
-    """Why a picture is not handled; '' if it is."""
+    """Return the reason why an image is not supported; '' if it is supported."""
     loader = image.get('vips-loader').removesuffix('load')
     if loader not in _LOADERS:
         return f'is {loader} inside; only {", ".join(_LOADERS)} are handled'
@@ -103,12 +104,12 @@ def _in_rgb(image: Any) -> Any:
         )
         image = image.copy()
         if 'icc-profile-data' in image.get_fields():
-            image.remove('icc-profile-data')  # it is sRGB now
+            image.remove('icc-profile-data')  # the pixels are sRGB now
     return image.cast('float') if image.format == 'double' else image
 
 
 def _constant_alpha(image: Any) -> float | None:
-    """The value of an alpha channel that is the same everywhere."""
+    """Return the value of the alpha channel if it is the same at all pixels, else None."""
     if not image.hasalpha():
         return None
     alpha = image[image.bands - 1]
@@ -117,7 +118,7 @@ def _constant_alpha(image: Any) -> float | None:
 
 
 class _Reader:
-    """Rows of an image, with the colour under transparent pixels filled."""
+    """Reads rows of an image and fills in the color of transparent pixels."""
 
     def __init__(self, path: Path, image: Any, constant_alpha: float | None) -> None:
         import pyvips
@@ -127,7 +128,7 @@ class _Reader:
         self._fills = image.hasalpha() and constant_alpha is None
 
     def read(self, start: int, stop: int) -> np.ndarray:
-        """[stop - start, W, C]."""
+        """Return the rows from `start` to `stop`, [stop - start, W, C]."""
         if not self._fills:
             return self._fetch(start, stop)
         top, bottom = max(start - _FILL, 0), min(stop + _FILL, self._image.height)
@@ -148,10 +149,11 @@ class _Reader:
 
 
 def filled(pixels: np.ndarray) -> np.ndarray:
-    """Give hidden pixels (alpha 0) within 8 of visible ones the mean colour of their neighbours.
+    """Fill hidden pixels near visible ones with the mean color of their neighbors.
 
-    Editors leave anything there, mostly black, and a network would draw it into the edges.
-    Pixels are [H, W, 2 or 4] with alpha last; alpha stays.
+    Hidden pixels have alpha 0; those within 8 pixels of a visible one are filled. Editors store
+    arbitrary colors there, mostly black, which a network would blend into the edges. Pixels are
+    [H, W, 2 or 4] with alpha last; alpha is unchanged.
     """
     known = pixels[..., -1:] > 0
     if known.all() or not known.any():

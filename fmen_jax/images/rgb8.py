@@ -1,6 +1,6 @@
-"""Picture files <-> arrays, through libvips. Pixels are [H, W, 3], uint8, RGB.
+"""Reading and writing 8-bit RGB images with libvips. Pixels are [H, W, 3], uint8, RGB in 0..255.
 
-What would be damaged on the way (16 bit, transparency, CMYK, several pages) is refused.
+Images that would lose information (16 bit, transparency, CMYK, several pages) are refused.
 """
 
 import dataclasses
@@ -12,7 +12,7 @@ import numpy as np
 from fmen_jax.errors import InputError
 from fmen_jax.files import check_ending, written_aside
 
-# Lossy formats at a quality that does not throw away in saving what was upscaled with care.
+# The quality of lossy formats is high enough to preserve the detail of upscaled images.
 _SAVE_OPTIONS: dict[str, dict[str, Any]] = {
     '.png': {},
     '.jpg': {'Q': 95, 'subsample_mode': 'off'},
@@ -29,21 +29,21 @@ _PROFILE = 'icc-profile-data'
 
 @dataclasses.dataclass(frozen=True)
 class Picture:
-    """A picture in memory."""
+    """An image in memory."""
 
     pixels: np.ndarray
-    """[H, W, 3], uint8, RGB; with `gray` also [H, W, 1]."""
+    """Pixels [H, W, 3], uint8 RGB; if `gray` is true, also [H, W, 1]."""
     gray: bool = False
-    """All three channels were one in the file, and are to be one again."""
+    """Whether the file has a single channel; it is then also written with a single channel."""
     profile: bytes | None = None
     """ICC profile."""
 
 
 def read(path: Path) -> Picture:
-    """Read a picture whole, turned upright by its EXIF orientation.
+    """Read a whole image and rotate it to its EXIF orientation.
 
     Raises:
-      InputError: not a readable picture, truncated, or of a kind that is not handled.
+      InputError: If the file is not a readable image, is truncated, or is of an unsupported kind.
     """
     import pyvips
 
@@ -62,7 +62,7 @@ def read(path: Path) -> Picture:
 
 
 def _problem(image: Any) -> str:
-    """Why a picture is not handled; '' if it is."""
+    """Return the reason why an image is not supported; '' if it is supported."""
     found = f'{image.format}, {image.bands} channels, {image.interpretation}'
     loader = image.get('vips-loader').removesuffix('load')
     if loader not in _LOADERS:
@@ -79,16 +79,18 @@ def _problem(image: Any) -> str:
 
 
 def reason(error: Exception) -> str:
-    """What libvips says, on one line."""
+    """Return the message of a libvips error on one line."""
     lines = (line.strip() for line in str(error).splitlines())
     return '; '.join(dict.fromkeys(line for line in lines if line and line != 'unable to call'))
 
 
 def write(path: Path, picture: Picture) -> None:
-    """Write a picture in the format of its ending, aside first and then renamed.
+    """Write an image in the format given by the file extension.
+
+    The image is written to a temporary file, which is then renamed.
 
     Raises:
-      InputError: the ending is none of ENDINGS, or the format cannot hold the picture.
+      InputError: If the extension is not in ENDINGS, or the format cannot store the image.
     """
     import pyvips
 

@@ -4,7 +4,11 @@ import numpy as np
 
 
 def dihedral(image: np.ndarray, which: int) -> np.ndarray:
-    """One of the eight symmetries of a square, [..., H, W, C]: bits mirror rows, columns, swap."""
+    """Apply one of the eight symmetries of a square to an image [..., H, W, C].
+
+    The bits of `which` select the operations, in this order: 1 reverses the order of rows, 2 that
+    of columns, and 4 swaps rows and columns.
+    """
     if which & 1:
         image = image[..., ::-1, :, :]
     if which & 2:

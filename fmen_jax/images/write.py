@@ -1,4 +1,4 @@
-"""Writing pictures that come by rows: depth, profile and metadata as in their source."""
+"""Writing images row by row with the bit depth, ICC profile and metadata of their source."""
 
 import dataclasses
 import shutil
@@ -16,19 +16,19 @@ from fmen_jax.images.rgb8 import reason
 
 _BLOBS = ('icc-profile-data', 'exif-data', 'xmp-data', 'iptc-data')
 _LARGEST = {'.jpg': 65535, '.jpeg': 65535, '.webp': 16383, '.avif': 16384}
-"""Pixels along one side that a format can hold."""
+"""Largest side of an image in pixels that a format can store."""
 _IN_MEMORY = 2**26
-"""Bytes of output beyond which rows wait on disk."""
+"""Output size in bytes above which rows are buffered on disk."""
 
 
 @dataclasses.dataclass(frozen=True)
 class SaveOptions:
-    """How pictures are written."""
+    """Compression settings of image files."""
 
     quality: int | None = None
-    """1..100 for JPEG (95 by default), AVIF (90) and WebP (lossless by default)."""
+    """Quality, 1..100, for JPEG (95 by default), AVIF (90) and WebP (lossless by default)."""
     compression: int | None = None
-    """0..9 for PNG (6 by default)."""
+    """Compression level, 0..9, for PNG (6 by default)."""
 
     def __post_init__(self) -> None:
         for name, value, least, most in (
@@ -39,7 +39,7 @@ class SaveOptions:
                 raise InputError(f'{name} is {value}; expected {least} to {most}.')
 
     def of(self, ending: str) -> dict[str, Any]:
-        """Libvips' own options for an ending."""
+        """Return the libvips save options for the file extension `ending`."""
         if ending in ('.jpg', '.jpeg'):
             return {'Q': self.quality or 95, 'subsample_mode': 'off'}
         if ending == '.webp':
@@ -52,9 +52,10 @@ class SaveOptions:
 
 
 def _header(height: int, width: int, channels: int, dtype: np.dtype) -> bytes:
-    """What makes rows of pixels that follow it a TIFF, of which libvips holds a few rows at a time.
+    """Return a BigTIFF header that turns the pixel rows after it into a TIFF, one strip per row.
 
-    It would map a file of bare pixels into memory as a whole. BigTIFF, a strip for each row.
+    libvips keeps only a few rows of such a file in memory at a time, whereas it would map a file of
+    raw pixels into memory as a whole.
     """
     row = width * channels * dtype.itemsize
     short, long8 = 3, 16
@@ -62,17 +63,17 @@ def _header(height: int, width: int, channels: int, dtype: np.dtype) -> bytes:
         (256, long8, [width]),
         (257, long8, [height]),
         (258, short, [8 * dtype.itemsize] * channels),
-        (259, short, [1]),  # not compressed
+        (259, short, [1]),  # no compression
         (262, short, [1 if channels < 3 else 2]),  # gray or RGB
-        (273, long8, [0] * height),  # where rows begin, below
+        (273, long8, [0] * height),  # row offsets, set below
         (277, short, [channels]),
-        (278, long8, [1]),  # rows in a strip
+        (278, long8, [1]),  # rows per strip
         (279, long8, [row] * height),
-        (338, short, [2] if channels in (2, 4) else []),  # alpha, not multiplied in
+        (338, short, [2] if channels in (2, 4) else []),  # alpha, not premultiplied
         (339, short, [3 if dtype.kind == 'f' else 1] * channels),
     ]
     tags = [tag for tag in tags if tag[2]]
-    tables = 16 + 8 + 20 * len(tags) + 8  # behind the directory
+    tables = 16 + 8 + 20 * len(tags) + 8  # end of the directory
     start = tables + 2 * 8 * height
     entries, behind = b'', b''
     for number, kind, values in tags:
@@ -90,13 +91,14 @@ def _header(height: int, width: int, channels: int, dtype: np.dtype) -> bytes:
 
 
 class Writer:
-    """Takes the rows of a picture from top to bottom; `save` writes the file."""
+    """Collects the rows of an image from top to bottom; `save` writes the file."""
 
     def __init__(self, path: Path, source: Opened, scale: int, options: SaveOptions) -> None:
-        """Checks that the file can be written.
+        """Check that the file can be written.
 
         Raises:
-          InputError: the ending is that of no picture, or its format cannot hold this one.
+          InputError: If the extension is not that of an image, its format cannot store this image,
+            or the disk has too little free space.
         """
         check_ending(path, ENDINGS, 'a picture')
         self._path, self._source, self._options = path, source, options
@@ -126,20 +128,20 @@ class Writer:
             self._rows = tempfile.SpooledTemporaryFile(_IN_MEMORY + 1)  # noqa: SIM115
 
     def add(self, rows: np.ndarray) -> None:
-        """[h, W, C] that follow those before."""
+        """Append the next rows, [h, W, C]."""
         self._rows.write(np.ascontiguousarray(rows).data)
         self._missing -= len(rows)
 
     @property
     def complete(self) -> bool:
-        """Whether all rows are here."""
+        """Whether all rows have been added."""
         return self._missing == 0
 
     def save(self) -> None:
-        """Write the file, aside first and then renamed.
+        """Write the image to a temporary file, which is then renamed.
 
         Raises:
-          InputError: libvips cannot.
+          InputError: If libvips cannot write the file.
         """
         import pyvips
 
@@ -153,7 +155,7 @@ class Writer:
             self.close()
 
     def close(self) -> None:
-        """Forget the rows."""
+        """Discard the rows."""
         self._rows.close()
 
     def _whole(self) -> Any:
@@ -172,7 +174,7 @@ class Writer:
         return image
 
     def _fitted(self, image: Any) -> Any:
-        """In 8 bits where the format has no more."""
+        """Convert to 8 bits if the format does not support the source's depth."""
         gray = self._source.channels < 3
         dtype = self._source.dtype
         if dtype == np.float32 and self._ending not in ('.tif', '.tiff'):
@@ -194,7 +196,7 @@ class Writer:
             elif name.startswith('exif-ifd') and 'Orientation' not in name:
                 image.set_type(pyvips.GValue.gstr_type, name, source.get(name))
         if 'exif-data' in source.get_fields():
-            # the block still has the orientation that is applied already
+            # the EXIF block still holds the orientation, which the pixels already have
             image.set_type(pyvips.GValue.gint_type, 'orientation', 1)
             upright = '1 (Top-left, Short, 1 components, 2 bytes)'
             image.set_type(pyvips.GValue.gstr_type, 'exif-ifd0-Orientation', upright)

@@ -1,1 +1,1 @@
-"""Pictures in, larger pictures out."""
+"""Inference: upscaling of single pictures and of many files."""

@@ -1,4 +1,4 @@
-"""Which engine is the fastest on this machine, by measurement."""
+"""Choice of the fastest engine on this machine by measurement."""
 
 import hashlib
 import importlib.metadata
@@ -18,21 +18,22 @@ from fmen_jax.runtime import cpu
 
 _log = logging.getLogger(__name__)
 
-# Large enough that computing, and not the call, decides; three engines take about two seconds.
+# Side of the picture in LR pixels, large enough that the computation dominates the call overhead.
+# Measuring three engines takes about two seconds.
 _SIDE = 160
 _ROUNDS = 3
 _PACKAGES = ('fmen_jax', 'jaxlib', 'onnxruntime', 'openvino')
 
 
 def fastest(makers: Mapping[str, Callable[[], Any]], *, of: str) -> str:
-    """The name of the engine that upscales a picture of 160x160 in the least time.
+    """Return the name of the engine that upscales a picture of 160x160 pixels in the least time.
 
-    Measured once for each kind of CPU, number of CPUs and versions of the engines; the result is
-    stored in the cache folder, if that can be written.
+    Engines are measured once for each kind of CPU, number of CPUs and set of engine versions; the
+    result is stored in the cache folder if that folder is writable.
 
     Args:
-      makers: for each name a function that builds the engine.
-      of: the network and the settings that the engines share, which the result is valid for.
+      makers: for each name, a function that builds the engine.
+      of: description of the network and the shared settings for which the result is valid.
     """
     if len(makers) == 1:
         return next(iter(makers))
@@ -42,7 +43,7 @@ def fastest(makers: Mapping[str, Callable[[], Any]], *, of: str) -> str:
         if stored in makers:
             return stored
     except (OSError, ValueError, TypeError, KeyError):
-        pass  # never measured, or damaged
+        pass  # not measured yet, or the file is damaged
     seconds = _measure({name: make() for name, make in makers.items()})
     found = min(seconds, key=lambda name: seconds[name])
     _log.debug('the fastest engine is %s: %s', found, seconds)
@@ -54,14 +55,14 @@ def fastest(makers: Mapping[str, Callable[[], Any]], *, of: str) -> str:
 
 
 def _measure(engines: Mapping[str, Any]) -> dict[str, float]:
-    """Median seconds of a call, the engines taking turns so that noise is shared."""
+    """Return the median seconds per call; the engines take turns, so that noise is shared."""
     x = np.random.default_rng(0).uniform(0, 255, (1, _SIDE, _SIDE, 3)).astype(np.float32)
     seconds: dict[str, list[float]] = {name: [] for name in engines}
     for turn in range(_ROUNDS + 1):
         for name, engine in engines.items():
             start = time.perf_counter()
             engine(x)
-            if turn:  # the first one compiles
+            if turn:  # the first call compiles
                 seconds[name].append(time.perf_counter() - start)
     return {name: statistics.median(values) for name, values in seconds.items()}
 

@@ -1,4 +1,4 @@
-"""What runs a folded network: XLA, onnxruntime or OpenVINO behind one small interface."""
+"""Engines that run a folded network: XLA, onnxruntime and OpenVINO behind one interface."""
 
 import contextlib
 import functools
@@ -20,39 +20,39 @@ from fmen_jax.runtime import devices, onednn
 from fmen_jax.runtime.compilation import jit, supported_dtype
 
 Name = Literal['auto', 'xla', 'onnxruntime', 'openvino']
-"""'auto': on a CPU the fastest of those installed, by measurement (`inference.calibration`); 'xla'
-elsewhere."""
+"""Name of an engine. 'auto' is, on a CPU, the fastest installed engine as measured by
+`inference.calibration`, and 'xla' elsewhere."""
 
 Dtype = Literal['float32', 'bfloat16']
 
 
 _PROGRAMS = 64
-"""Input shapes whose programs XLA keeps, of some 4 MB each: a folder may have thousands. A picture
-in tiles has 9, and 18 with its turns."""
+"""Maximum number of input shapes whose compiled programs are cached, at about 4 MB each. A folder
+may have thousands of shapes; a picture in tiles has 9, and 18 with its rotations."""
 
 _NO_MEMORY = ('RESOURCE_EXHAUSTED', 'Failed to allocate', 'bfc_arena', "Check 'ptr' failed")
-"""How XLA, onnxruntime and OpenVINO say it."""
+"""Parts of the messages by which XLA, onnxruntime and OpenVINO report that memory ran out."""
 
 
 class OutOfMemoryError(FMENError):
-    """The input does not fit; a smaller one may."""
+    """The input does not fit into memory; a smaller one may."""
 
 
 class Engine(Protocol):
-    """[N, H, W, 3] float32 in 0..255 -> [N, s H, s W, 3] float32, not clamped."""
+    """Maps [N, H, W, 3] float32 in 0..255 to [N, s H, s W, 3] float32, not clamped."""
 
     name: str
     dtype: str
-    """What it computes in; float32 also where bfloat16 was asked for and is not supported."""
+    """Dtype of the computation; float32 if bfloat16 was requested but is not supported."""
 
     def __call__(self, x: np.ndarray) -> np.ndarray: ...
 
 
 def make_engine(network: Network, name: Name = 'xla', dtype: Dtype = 'float32') -> Engine:
-    """The engine of a network, which is folded first.
+    """Build the engine that runs a network; the network is folded first.
 
     Raises:
-      InputError: its package is not installed, or it has no such dtype.
+      InputError: the engine's package is not installed, or the engine does not support the dtype.
     """
     network = network.fold()
     if name == 'auto':
@@ -69,7 +69,7 @@ def make_engine(network: Network, name: Name = 'xla', dtype: Dtype = 'float32') 
 
 
 def installed(network: Network, dtype: Dtype) -> list[str]:
-    """The engines that can run a network in a dtype here, for 'auto' to choose from."""
+    """Return the engines that can run a network in a dtype on this machine; 'auto' picks one."""
     onnx = importlib.util.find_spec('onnx')
     if jax.default_backend() != 'cpu' or not (onnx and exportable(network)):
         return ['xla']
@@ -81,15 +81,16 @@ def installed(network: Network, dtype: Dtype) -> list[str]:
 
 
 class Xla:
-    """JAX on any backend and all devices of this process; compiled for each shape."""
+    """JAX on any backend and on all devices of this process; compiled for each input shape."""
 
     name = 'xla'
 
     def __init__(self, network: Network, dtype: Dtype, *, for_tpu: bool | None = None) -> None:
-        """Puts the weights on the devices.
+        """Put the weights on the devices.
 
-        `for_tpu`, which the backend decides: two pixels side by side in its lanes, and an output
-        of whole rows, whose three colours are not padded to 128 lanes.
+        `for_tpu` selects the layout for TPUs: two adjacent pixels share the lanes, and the output
+        consists of whole rows, so that its three colors are not padded to 128 lanes. None means
+        that the backend decides.
         """
         self._network = network
         variables = network.variables
@@ -117,7 +118,9 @@ class Xla:
             self._function.clear_cache()
             self._shapes = {x.shape}
         with _memory_for(x), jax.default_matmul_precision(self._network.precision):
-            images: Any = x  # one device takes it as it is: 3 to 10 % of a small picture's time
+            # A single device takes the NumPy array directly, which saves 3 to 10 % of the time of a
+            # small picture.
+            images: Any = x
             if len(self._devices) > 1:
                 images = jax.device_put(x, devices.spread(self._devices, x.shape))
             y = np.asarray(self._function(self._variables, images))
@@ -125,7 +128,7 @@ class Xla:
 
 
 class OnnxRuntime:
-    """onnxruntime on a CPU, from our own export."""
+    """onnxruntime on a CPU; runs the model exported by `to_onnx`."""
 
     name = 'onnxruntime'
 
@@ -151,18 +154,18 @@ class OnnxRuntime:
 
 
 class OpenVino:
-    """OpenVINO on a CPU, from our own export; float32 unless bfloat16 is asked for."""
+    """OpenVINO on a CPU; runs the model exported by `to_onnx`, in float32 by default."""
 
     name = 'openvino'
 
     def __init__(self, network: Network, dtype: Dtype) -> None:
         require('openvino', 'openvino', '--engine openvino')
         self.dtype = dtype
-        # Its telemetry forks, which JAX's threads do not survive, and calls home.
+        # OpenVINO's telemetry sends data out, and it forks, which JAX's threads do not survive.
         sys.modules.setdefault('openvino_telemetry', None)  # pyright: ignore[reportArgumentType]
         import openvino
 
-        # It computes in bfloat16 by itself where the CPU has it, so the type is always said.
+        # OpenVINO defaults to bfloat16 where the CPU supports it, so the dtype is always set.
         hint = {'float32': 'f32', 'bfloat16': 'bf16'}[dtype]
         core = openvino.Core()
         model = core.read_model(to_onnx(network))

@@ -1,4 +1,7 @@
-"""Many pictures: read ahead, computed, written behind; errors collected, a manifest kept."""
+"""Upscaling of many pictures, with reading, computing and writing in parallel.
+
+Errors are collected in the results, and a manifest records the outputs.
+"""
 
 import dataclasses
 import itertools
@@ -20,28 +23,28 @@ from fmen_jax.inference.planning import Item
 from fmen_jax.inference.upscaler import Upscaler
 
 _AHEAD = 2
-"""Pictures that wait to be computed, and as many to be written."""
+"""Maximum number of pictures that wait to be computed, and likewise to be written."""
 _READ_AHEAD = 2**24
-"""Pixels up to which a picture is decoded before it is its turn."""
+"""Largest number of pixels of a picture that is decoded in advance."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """What became of an item: the sizes (width, height), or an error."""
+    """Outcome of an item: the sizes (width, height) in pixels, or an error."""
 
     item: Item
     size: tuple[int, int] = (0, 0)
     new_size: tuple[int, int] = (0, 0)
     error: str = ''
     skipped: bool = False
-    """It was there before."""
+    """Whether the item was skipped because its output already existed."""
 
 
 class Manifest:
-    """JSON lines of what was made, with hashes: what a rerun need not make again."""
+    """Record of the outputs as JSON lines with hashes, so that a rerun can skip them."""
 
     def __init__(self, path: Path | None, made_with: str) -> None:
-        """`made_with` tells the network and the settings; other lines do not count."""
+        """Read the file; entries whose `made_with` (network and settings) differs are ignored."""
         self._path, self._made_with = path, made_with
         self._done: dict[str, dict[str, Any]] = {}
         if path and path.exists():
@@ -50,10 +53,10 @@ class Manifest:
                     entry = json.loads(line)
                     self._done[entry['output']] = entry
                 except (ValueError, KeyError):
-                    continue  # cut off by a kill
+                    continue  # the process was killed while writing the line
 
     def has(self, item: Item) -> bool:
-        """Whether the output is there, made of this very input, with these settings."""
+        """Return whether the output exists and was made from this input with these settings."""
         entry = self._done.get(str(item.target))
         return bool(
             entry
@@ -64,7 +67,7 @@ class Manifest:
         )
 
     def add(self, result: Result) -> None:
-        """Append a line."""
+        """Append a line for a result, unless it failed or was skipped."""
         if not self._path or result.error or result.skipped:
             return
         item = result.item
@@ -92,15 +95,15 @@ def run(
     skip_existing: bool = False,
     progress: Callable[[int], object] = int,
 ) -> Iterator[Result]:
-    """Upscale and write each picture; one that fails is named in its result, and the rest go on.
+    """Upscale and write each picture; a failure is reported in its result, and the rest continue.
 
     Args:
-      items: of `plan.plan`.
-      upscaler: what computes.
-      options: how to write.
-      manifest: what was made before, and gets what is made now.
-      skip_existing: leave outputs alone that are there, whatever made them.
-      progress: called with the LR pixels that were finished since the last call.
+      items: items returned by `planning.plan`.
+      upscaler: the upscaler to use.
+      options: options for writing the outputs.
+      manifest: record of earlier outputs, which are skipped; new outputs are added to it.
+      skip_existing: whether to skip all outputs that exist, whatever made them.
+      progress: called with the number of LR pixels finished since the last call.
     """
     done: queue.Queue[Result | None] = queue.Queue()
     todo = []
@@ -126,7 +129,7 @@ def run(
 
 
 class _Work:
-    """One thread opens the next picture, one computes, one encodes the last."""
+    """Pipeline of three threads: one opens the next picture, one computes, one encodes the last."""
 
     def __init__(
         self,
@@ -143,7 +146,7 @@ class _Work:
         self.fault: BaseException | None = None
 
     def run(self) -> None:
-        """Until all is done or `stopped`; then None in the queue."""
+        """Run until all items are done or `stopped` is set, then put None into the queue."""
         with ThreadPoolExecutor(1) as opener, ThreadPoolExecutor(1) as saver:
             try:
                 self._compute(opener, saver)
@@ -178,7 +181,7 @@ class _Work:
             future.result()
 
     def _pictures(self, opener: ThreadPoolExecutor) -> Iterator[PictureRows]:
-        """Open pictures, one ahead; those that cannot be opened are reported and left out."""
+        """Yield pictures opened in advance; report and omit those that cannot be opened."""
         upcoming: deque[tuple[Item, Future[Opened]]] = deque()
         items = iter(self._items)
         number = 0
@@ -212,7 +215,7 @@ class _Work:
 
 
 def _opened(path: Path) -> Opened:
-    """Open a picture, and read it whole if it is not large."""
+    """Open a picture, and decode it entirely unless it is large."""
     opened = open_picture(path)
     rows = opened.rows
     if rows.height * rows.width > _READ_AHEAD:

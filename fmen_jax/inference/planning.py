@@ -1,4 +1,4 @@
-"""Which picture becomes which file: decided before anything is read or written."""
+"""Planning of the output file of each picture, before anything is read or written."""
 
 import dataclasses
 import glob
@@ -13,7 +13,7 @@ from fmen_jax.images import read
 
 @dataclasses.dataclass(frozen=True)
 class Item:
-    """One picture to upscale."""
+    """A picture to upscale and its output file."""
 
     source: Path
     target: Path
@@ -21,32 +21,32 @@ class Item:
 
 @dataclasses.dataclass(frozen=True)
 class Naming:
-    """How outputs in a folder are called."""
+    """Naming of the outputs in a folder."""
 
     suffix: str = '_x{scale}'
-    """Put behind the name; {scale} is the factor."""
+    """Suffix appended to the name; {scale} is replaced by the scale factor."""
     ext: str = ''
-    """Ending of all outputs, such as png; empty: that of the input."""
+    """File extension of all outputs, such as png. If empty, the extension of the input is used."""
 
     def name(self, source: Path, scale: int) -> str:
-        """Of the output of a picture."""
+        """Return the file name of the output for a picture."""
         ending = f'.{self.ext.removeprefix(".")}' if self.ext else source.suffix
         return f'{source.stem}{self.suffix.format(scale=scale)}{ending}'
 
 
 @dataclasses.dataclass(frozen=True)
 class Shard:
-    """One of several machines' share of the pictures: every n-th, from the i-th on."""
+    """Share of the pictures for one of several machines: every `count`-th, from `index` on."""
 
     index: int = 0
     count: int = 1
 
     @classmethod
     def parse(cls, text: str) -> 'Shard':
-        """'0/4' ... '3/4'.
+        """Parse a shard such as '0/4' ... '3/4'.
 
         Raises:
-          InputError: anything else.
+          InputError: the text has another form.
         """
         index, _, count = text.partition('/')
         if not (index.isdecimal() and count.isdecimal() and int(index) < int(count)):
@@ -62,18 +62,19 @@ def plan(
     naming: Naming = Naming(),
     shard: Shard = Shard(),
 ) -> list[Item]:
-    """Pair every input picture with its output file; nothing is read or written yet.
+    """Pair every input picture with its output file, without reading or writing any picture.
 
     Args:
-      inputs: pictures, folders, whose pictures are taken with those of folders inside, the tree
-        kept, and patterns such as 'photos/*.png' or 'photos/**/*.png'.
-      output: a file if it ends like a picture, else a folder; None: beside each picture.
-      scale: the factor for the names.
-      naming: how outputs in a folder are called.
-      shard: which share of the pictures.
+      inputs: pictures, folders, and patterns such as 'photos/*.png' or 'photos/**/*.png'. Folders
+        are searched recursively, and the outputs have the same folder tree.
+      output: a file if it has the extension of a picture, else a folder. If None, outputs are
+        written next to the inputs.
+      scale: scale factor for the names.
+      naming: naming of the outputs in a folder.
+      shard: share of the pictures to return.
 
     Raises:
-      InputError: nothing to do, an input that is no picture, or outputs that would overwrite each
+      InputError: there are no pictures, an input is not a picture, or outputs would overwrite each
         other or an input.
     """
     found = itertools.chain.from_iterable(_pictures(str(path)) for path in inputs)
@@ -124,7 +125,7 @@ def _check(items: Sequence[Item]) -> None:
 
 
 def _pictures(given: str) -> list[tuple[Path, Path]]:
-    """The pictures of an input, each with the folder from which its place in the tree counts."""
+    """Return the pictures of an input, each with the folder that its tree path is relative to."""
     path = Path(given)
     if path.is_dir():
         files = [p for p in sorted(path.rglob('*')) if p.is_file()]

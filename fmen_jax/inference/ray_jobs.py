@@ -1,7 +1,7 @@
-"""Pictures over a cluster, by Ray Data: one actor per device, which compiles once.
+"""Upscaling on a cluster with Ray Data: one actor per device, which compiles once.
 
-An actor that dies is replaced, and its pictures are given to others. Ray's job checkpoints tell
-what was done, so that a rerun of the job does only what is missing.
+An actor that dies is replaced, and its pictures are reassigned to other actors. Ray's job
+checkpoints record what is done, so that a rerun of the job only processes what is missing.
 """
 
 import dataclasses
@@ -18,11 +18,11 @@ from fmen_jax.inference.jobs import Result, run
 from fmen_jax.inference.planning import Item
 
 _OTHER_TASKS = 4
-"""CPUs for Ray's own steps beside the workers: reading, filtering what is done, writing."""
+"""Number of CPUs for Ray's own tasks besides the workers: reading, filtering, writing."""
 
 
 class _Worker:
-    """Upscales pictures in a process of its own, one at a time."""
+    """Actor that upscales pictures in its own process, one at a time."""
 
     def __init__(self, weights: str, settings: dict[str, Any], options: dict[str, Any]) -> None:
         from fmen_jax.images.write import SaveOptions
@@ -52,18 +52,20 @@ def run_on_ray(
     settings: dict[str, Any] | None = None,
     options: dict[str, Any] | None = None,
 ) -> Iterator[Result]:
-    """Upscale pictures on the Ray cluster at hand, or on one that is started on this machine.
+    """Upscale pictures on the running Ray cluster, or on a new one started on this machine.
 
     Args:
-      items: of `plan.plan`; all workers must see their paths.
-      weights: a file that all workers see.
-      workers: actors; each takes one GPU if the cluster has any, else one CPU of Ray's count.
-      job: a folder for the job's checkpoints and results, kept for a rerun.
-      settings: of `Upscaler`.
-      options: of `SaveOptions`.
+      items: items returned by `planning.plan`; all workers must be able to access their paths.
+      weights: weights file that all workers can access.
+      workers: number of actors. Each takes one GPU if the cluster has one for every actor, else
+        one CPU of Ray's count.
+      job: folder for the checkpoints and results of the job, which a rerun uses.
+      settings: keyword arguments of `Upscaler`.
+      options: keyword arguments of `SaveOptions`.
 
     Raises:
-      InputError: Ray is not installed, the cluster is too small, or `job` is of another job.
+      InputError: Ray is not installed, the cluster is too small, or `job` belongs to a job with
+        other weights or settings.
     """
     require('ray', 'ray', 'upscaling on a cluster')
     import ray
@@ -103,7 +105,7 @@ def run_on_ray(
 
 
 def _claim(job: Path, made_with: list[Any]) -> None:
-    """Note in a new job what it is made with; compare with what an old one was."""
+    """Record the weights and settings in a new job folder; compare them in an existing one."""
     path = job / 'job.json'
     if not path.exists():
         write_text(path, json.dumps(made_with))
@@ -123,10 +125,10 @@ def _results(job: Path) -> list[dict[str, Any]]:
 def _rows(
     items: Sequence[Item], results: Iterable[dict[str, Any]]
 ) -> tuple[list[dict[str, Any]], list[Item]]:
-    """What is to be done, and which items are done.
+    """Return rows for the items that remain to be done, and the items that are already done.
 
-    The id is what Ray's checkpoints know: it changes with the picture, and when an output failed or
-    is gone, so that these are tried again.
+    Ray's checkpoints identify a row by its id. The id changes when the input picture changes and
+    when the output failed or is missing, so that such items are processed again.
     """
     before: dict[str, list[dict[str, Any]]] = {}
     for result in results:
@@ -148,10 +150,10 @@ def _rows(
 
 
 def _connect(workers: int) -> None:
-    """To a cluster that runs, else start one here.
+    """Connect to a running cluster, or start one on this machine.
 
     Raises:
-      InputError: it would never have room for all the workers, and wait for ever.
+      InputError: the cluster is too small for all the workers, so that Ray would wait forever.
     """
     import ray
 
@@ -160,7 +162,7 @@ def _connect(workers: int) -> None:
         try:
             ray.init(address='auto', logging_level=logging.ERROR, log_to_driver=False)
         except ConnectionError:
-            # a count for Ray's bookkeeping, not of cores: XLA uses them all in any case
+            # num_cpus only serves Ray's scheduling; XLA uses all cores in any case.
             ray.init(
                 num_cpus=workers + _OTHER_TASKS,
                 include_dashboard=False,
@@ -177,7 +179,7 @@ def _connect(workers: int) -> None:
 
 
 def _source(rows: list[dict[str, Any]]) -> Any:
-    """A Ray datasource of one block for each row, so that every picture is a task of its own."""
+    """Return a Ray datasource with one block per row, so that each picture is a separate task."""
     import pyarrow
     from ray.data import Datasource, ReadTask
     from ray.data.block import BlockMetadata

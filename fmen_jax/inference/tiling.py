@@ -1,9 +1,9 @@
-"""Tiles whose results are those of the whole image: windows, and what to keep of each.
+"""Tiling that gives the same output as the whole image: windows, and the used part of each.
 
-An output pixel of a network without global parts depends on `radius` LR pixels around it. A window
-that is larger than what is kept of it by this halo, except where it ends with the image, gives the
-very pixels of the whole image. Windows are shifted inward at the borders instead of being cut, so
-that one shape serves every tile of every image.
+An output pixel of a network without global parts depends on the LR pixels within `radius` of it. If
+a window extends beyond its used part by this halo, except at the image border, the used part equals
+the output for the whole image. Windows at the border are shifted inward instead of being cut, so
+that all tiles of all images have the same shape.
 """
 
 import dataclasses
@@ -18,17 +18,19 @@ class Span:
 
     start: int
     stop: int
-    """The window is start .. stop, ..."""
+    """End of the window, which is the range start..stop."""
     first: int
     last: int
-    """... of which first .. last is kept, counted from the image's border."""
+    """End of the used part of the window, the range first..last counted from the image border."""
 
 
 def spans(length: int, tile: int, halo: int) -> list[Span]:
-    """Windows of `tile` pixels that keep every pixel of an axis once; one alone if it is shorter.
+    """Return windows of `tile` pixels whose used parts cover an axis exactly once.
+
+    An axis that is not longer than `tile` has a single window.
 
     Raises:
-      InputError: a tile that is all halo.
+      InputError: the tile is all halo.
     """
     if length <= tile:
         return [Span(0, length, 0, length)]
@@ -51,36 +53,37 @@ def spans(length: int, tile: int, halo: int) -> list[Span]:
 
 @dataclasses.dataclass(frozen=True)
 class Grid:
-    """The windows of an image: `rows` by `columns`."""
+    """Windows of an image: every row span combined with every column span."""
 
     rows: list[Span]
     columns: list[Span]
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Height and width of every window."""
+        """Height and width of every window in LR pixels."""
         row, column = self.rows[0], self.columns[0]
         return row.stop - row.start, column.stop - column.start
 
     @property
     def overhead(self) -> float:
-        """Pixels computed for each pixel of the image."""
+        """Number of pixels computed per pixel of the image."""
         height, width = (axis[-1].last for axis in (self.rows, self.columns))
         area = self.shape[0] * self.shape[1] * len(self.rows) * len(self.columns)
         return area / (height * width)
 
 
 def grid(height: int, width: int, tile: int, halo: int) -> Grid:
-    """Square tiles; `tile` 0 is the whole image."""
+    """Return a grid of square tiles of `tile` LR pixels; 0 means the whole image."""
     if not tile:
         tile = max(height, width)
     return Grid(spans(height, tile, halo), spans(width, tile, halo))
 
 
 def largest_grid(height: int, width: int, pixels: int, halo: int) -> Grid:
-    """The grid of least overhead whose windows have at most `pixels`.
+    """Return the grid with the least overhead whose windows have at most `pixels` LR pixels.
 
-    The whole image if it fits, else full rows if the halo leaves enough of them, else squares.
+    This is the whole image if it fits. Otherwise the candidates are windows of full rows and
+    square windows, as far as they are larger than their halo.
     """
     if height * width <= pixels:
         return grid(height, width, 0, halo)
@@ -90,5 +93,5 @@ def largest_grid(height: int, width: int, pixels: int, halo: int) -> Grid:
         for rows, columns in itertools.chain([(pixels // width, width)], [(int(pixels**0.5),) * 2])
         if (rows >= least or rows >= height) and (columns >= least or columns >= width)
     ]
-    # too little memory for any: the smallest tile there is
+    # If no candidate fits into memory, use the smallest possible tile.
     return min(candidates, key=lambda g: g.overhead, default=grid(height, width, least, halo))

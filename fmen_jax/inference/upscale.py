@@ -12,21 +12,21 @@ from fmen_jax.network import Network
 
 
 def upscale(network: Network, image: np.ndarray | str | Path, **settings: Any) -> np.ndarray:
-    """Upscale a picture, in tiles if it is large, in the type that it has.
+    """Upscale a picture and return it in its own dtype; large pictures are processed in tiles.
 
-    The engine is kept for the next call with the same network and settings.
+    The engine is cached for later calls with the same network and settings.
 
     Args:
-      network: what to upscale with, such as `fmen_jax.load('fmen_s_x4')`.
-      image: [H, W] or [H, W, C] of 1 to 4 channels, uint8, uint16 or float32 in 0..1; or the path
-        of a picture file.
-      settings: of `Upscaler`: engine, tile, self_ensemble, ...
+      network: the network to upscale with, such as `fmen_jax.load('fmen_s_x4')`.
+      image: array [H, W] or [H, W, C] with 1 to 4 channels, uint8, uint16 or float32 in 0..1; or
+        the path of a picture file.
+      settings: keyword arguments of `Upscaler`: engine, tile, self_ensemble, ...
 
     Returns:
-      [scale H, scale W] or [scale H, scale W, C], of the same type.
+      Array [scale H, scale W] or [scale H, scale W, C] of the same dtype.
 
     Raises:
-      InputError: no such array or file.
+      InputError: the array is of an unsupported shape or dtype, or the file does not exist.
     """
     upscaler = _upscaler(network, tuple(sorted(settings.items())))
     if isinstance(image, str | Path):
@@ -37,6 +37,6 @@ def upscale(network: Network, image: np.ndarray | str | Path, **settings: Any) -
     return upscaler(image)
 
 
-@functools.lru_cache(maxsize=2)  # an engine holds compiled programs
+@functools.lru_cache(maxsize=2)  # small, because an engine holds compiled programs
 def _upscaler(network: Network, settings: tuple[tuple[str, Any], ...]) -> Upscaler:
     return Upscaler(network, **dict(settings))

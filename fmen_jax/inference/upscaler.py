@@ -1,7 +1,8 @@
-"""Pixels in, pixels out: tiles through an engine, bands of rows to whoever writes them.
+"""Upscaling of pictures: tiles run through an engine, and the output is returned in bands of rows.
 
-Pixels are [H, W, C], of 1 (gray), 2 (gray, alpha), 3 (RGB) or 4 (RGB, alpha) channels; uint8 in
-0..255, uint16 in 0..65535, or float32 in 0..1. The type decides, never the largest value.
+Pictures are arrays [H, W, C] with 1 (gray), 2 (gray, alpha), 3 (RGB) or 4 (RGB, alpha) channels;
+uint8 in 0..255, uint16 in 0..65535, or float32 in 0..1. The range follows from the dtype, never
+from the largest value.
 """
 
 import dataclasses
@@ -22,11 +23,11 @@ from fmen_jax.network import Network
 
 _RANGE = {'uint8': 255.0, 'uint16': 65535.0, 'float32': 1.0}
 _GLOBAL_HALO = 32
-"""For networks that see the whole image, whose tiles are not exact with any halo."""
+"""Halo in LR pixels for networks that see the whole image, whose tiles no halo makes exact."""
 
 
 class Upscaler:
-    """Upscales pictures of any size with a network, folded first if it is a train graph."""
+    """Upscales pictures of any size with a network; a train graph is folded first."""
 
     def __init__(
         self,
@@ -39,18 +40,18 @@ class Upscaler:
         batch: int = 1,
         self_ensemble: bool = False,
     ) -> None:
-        """Builds the engine.
+        """Build the engine.
 
         Args:
-          network: what to upscale with.
-          engine: what runs it, see `inference.engines`.
-          dtype: what it computes in.
-          tile: height and width of a window in LR pixels; 0: the whole picture; None: as much as
-            the memory at hand takes. Halved when memory runs out.
-          tile_pad: halo around what is kept of a window; None: the receptive radius, with which
-            tiles are exact.
-          batch: windows that run at once, of several pictures if need be.
-          self_ensemble: the mean over the eight flips and turns.
+          network: the network to upscale with.
+          engine: name of the engine that runs the network, see `inference.engines`.
+          dtype: dtype that the engine computes in.
+          tile: height and width of a window in LR pixels. 0 means the whole picture; None means as
+            much as the available memory allows. Halved when memory runs out.
+          tile_pad: halo in LR pixels around the part of a window that is used. None means the
+            receptive radius, with which tiles are exact.
+          batch: number of windows that run at once; they may belong to several pictures.
+          self_ensemble: whether to average the outputs over the eight flips and rotations.
         """
         if (colors := getattr(network.config, 'n_colors', 3)) != 3:
             raise InputError(
@@ -72,13 +73,14 @@ class Upscaler:
         if self.halo < 0 or batch < 1 or (tile or 0) < 0:
             raise InputError('tile and tile-pad are 0 or more, batch is 1 or more.')
         if tile:
-            tiling.spans(2 * tile, tile, self.halo)  # refuses a tile that is all halo
+            tiling.spans(2 * tile, tile, self.halo)  # raises an error for a tile that is all halo
 
     def __call__(self, pixels: np.ndarray) -> np.ndarray:
-        """[H, W, C] -> [s H, s W, C] of the same type.
+        """Upscale a picture [H, W, C] to [s H, s W, C] of the same dtype.
 
         Raises:
-          InputError: not such an array, or too large for the memory even in tiles.
+          InputError: the array has another shape or dtype, or is too large for the memory even in
+            tiles.
         """
         known = getattr(pixels, 'ndim', 0) == 3 and pixels.dtype.name in _RANGE
         if not (known and pixels.shape[2] in (1, 2, 3, 4) and min(pixels.shape) > 0):
@@ -100,12 +102,13 @@ class Upscaler:
     def bands(
         self, pictures: Iterable[PictureRows], stopped: Callable[[], bool] = bool
     ) -> Iterator[tuple[int, np.ndarray | FMENError]]:
-        """Upscale pictures, each from top to bottom; windows of several may run at once.
+        """Upscale pictures, each from top to bottom; windows of several pictures may run at once.
 
-        It ends after the window under way once `stopped()`, which is asked before each.
+        `stopped()` is called before each window; once it returns True, the iteration ends.
 
-        Yields (number of the picture, [h, s W, C]): rows that follow those before; or, once for a
-        picture that cannot be read or is too large, its error instead of the rows that are left.
+        Yields pairs (index of the picture, [h, s W, C]), where the band of rows follows the
+        previous band of the same picture. A picture that cannot be read or is too large yields its
+        error once, in place of its remaining rows.
         """
         waiting: deque[_Band] = deque()
         tiles: list[_Tile] = []
@@ -154,7 +157,7 @@ class Upscaler:
         kept = np.empty((0,))
         kept_start = 0
         for span in grid.rows:
-            # rows that the last window had as well are not read again
+            # rows that were already read for the previous window are not read again
             known = kept_start + len(kept)
             fresh = rows.read(max(span.start, known), span.stop)
             old = kept[span.start - kept_start :] if span.start < known else kept[:0]
@@ -163,7 +166,7 @@ class Upscaler:
             yield _Band(number, rows, span, grid.columns, kept, self.scale)
 
     def _run(self, x: np.ndarray) -> np.ndarray:
-        """[n, H, W, 3] -> [n, s H, s W, 3]; in halves when the memory is too small for all."""
+        """Upscale [n, H, W, 3] to [n, s H, s W, 3], split in halves when memory runs out."""
         try:
             return self._through(x)
         except OutOfMemoryError as error:
@@ -174,7 +177,7 @@ class Upscaler:
             tile = -(-max(height, width) // 2)
             if not self.exact or tile <= 2 * self.halo:
                 raise InputError(str(error)) from error
-            self._tile = tile  # for the windows to come as well
+            self._tile = tile  # applies to later windows as well
             grid = tiling.grid(height, width, tile, self.halo)
             y = np.empty((1, height * self.scale, width * self.scale, 3), np.float32)
             for row in grid.rows:
@@ -186,27 +189,28 @@ class Upscaler:
     def _through(self, x: np.ndarray) -> np.ndarray:
         full = self._tile and x.shape[1:3] == (self._tile, self._tile)
         n = len(x)
-        if full and n < self._batch:  # the one static shape
+        if full and n < self._batch:  # padded, so that full tiles have one static shape
             x = np.concatenate([x, np.zeros((self._batch - n, *x.shape[1:]), x.dtype)])
         if not self._ensemble:
             return self.engine(x)[:n]
         total: Any = 0
         for which in range(8):
             y = self.engine(np.ascontiguousarray(dihedral(x, which)))
-            # mirrored first, then swapped: undone in the other order
+            # The axes are mirrored first and then swapped, so the swap is undone first.
             y = y.swapaxes(-3, -2) if which & 4 else y
             total = total + dihedral(y, which & 3)
         return (total / 8)[:n]
 
     def _pixels_at_once(self) -> int:
-        """LR pixels of a window that a third of the free memory takes."""
+        """Return the number of LR pixels of a window that fits into a third of the free memory."""
         config: Any = self.network.config
         if jax.default_backend() == 'cpu':
             free = psutil.virtual_memory().available
         else:
             free = (jax.local_devices()[0].memory_stats() or {}).get('bytes_limit', 2**33)
         width = getattr(config, 'n_feats', 50)
-        # about five live maps (ten in the rivals), the tail's output and its shuffle, float32
+        # In float32: about five live feature maps (ten in the other networks), the output of the
+        # tail and its pixel shuffle.
         maps = 5 if config.receptive_radius else 10
         each = 4 * (maps * width + 3 * 3 * self.scale**2)
         return max(int(free / 3 / each / self._batch), 1)
@@ -215,11 +219,11 @@ class Upscaler:
 @dataclasses.dataclass
 class _Tile:
     x: np.ndarray
-    """[H, W, 3], float32, 0..255."""
+    """Input window [H, W, 3], float32 in 0..255."""
     band: '_Band'
     column: tiling.Span
     channels: slice
-    """Of the output, which this pass gives; one channel is the mean of the network's three."""
+    """Output channels that this pass computes; one channel is the mean of the network's three."""
 
     def keep(self, output: np.ndarray, scale: int) -> None:
         band = self.band
@@ -231,7 +235,7 @@ class _Tile:
 
 
 class _Band:
-    """The output rows of one row of windows."""
+    """Output rows of one row of windows."""
 
     def __init__(
         self,
@@ -265,14 +269,14 @@ class _Band:
                 yield _Tile(np.broadcast_to(x, (*x.shape[:2], 3)), self, column, channels)
 
     def finish(self) -> np.ndarray:
-        """The rows, with the alpha that needed no network."""
+        """Return the output rows, with a constant alpha channel filled in without the network."""
         if self._rows.constant_alpha is not None:
             self.output[..., -1] = self._rows.constant_alpha
         return self.output
 
 
 def _in_type(y: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    """From 0..255 to the range of a type, rounded and clamped once (float is neither)."""
+    """Convert from 0..255 to the range of `dtype`; integers are rounded and clamped, floats not."""
     top = _RANGE[dtype.name]
     if top != 255:
         y = y * np.float32(top / 255)
@@ -289,7 +293,7 @@ def _keep(
     scale: int,
     top: int = 0,
 ) -> None:
-    """Put what is kept of a window's output where it belongs; `target` begins at LR row `top`."""
+    """Copy the used part of a window's output into `target`, whose first row is LR row `top`."""
     kept = output[
         (row.first - row.start) * scale : (row.last - row.start) * scale,
         (column.first - column.start) * scale : (column.last - column.start) * scale,

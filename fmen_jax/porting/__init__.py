@@ -1,4 +1,4 @@
-"""PyTorch checkpoints in and out, exactly."""
+"""Exact conversion of PyTorch checkpoints to and from Flax variables."""
 
 from fmen_jax.porting.checkpoint_files import ENDINGS, read, write
 from fmen_jax.porting.keys import DIALECTS

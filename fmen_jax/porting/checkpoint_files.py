@@ -1,7 +1,7 @@
-"""Checkpoints on disk: .pt and .pth (PyTorch) and .safetensors, tensors only.
+"""Checkpoint files with tensors only: .pt and .pth (PyTorch) and .safetensors.
 
-A pickle can execute code when it is read. `pickled_tensors.py` reads tensors and nothing else, with
-and without PyTorch installed.
+Reading a pickle can execute code. `pickled_tensors.py` therefore reads tensors and nothing else,
+whether or not PyTorch is installed.
 """
 
 import importlib.util
@@ -23,10 +23,13 @@ ENDINGS = (*TORCH_ENDINGS, '.safetensors')
 
 
 def read(path: Path) -> dict[str, Any]:
-    """The tensors of a checkpoint by name, as numpy arrays in the dtypes stored, maybe wrapped.
+    """Return the contents of a checkpoint as NumPy arrays by name, in the stored dtypes.
+
+    The arrays may be nested in wrappers such as 'params_ema'.
 
     Raises:
-      InputError: no such file, an unknown ending, a broken file, a pickle of more than tensors.
+      InputError: If the file does not exist, has an unknown extension or is broken, or if a pickle
+        contains more than tensors.
     """
     check_ending(path, ENDINGS, 'a checkpoint')
     if not path.is_file():
@@ -51,7 +54,7 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
         header = _safetensors_header(path)
         with safetensors.safe_open(path, 'np') as file:
             return {key: file.get_tensor(key) for key in header if key != '__metadata__'}
-    except (AttributeError, TypeError) as error:  # a dtype that numpy has not
+    except (AttributeError, TypeError) as error:  # a dtype that NumPy does not have
         raise InputError(f'{path}: holds a type of numbers that is not handled: {error}') from error
     except InputError:
         raise
@@ -60,7 +63,10 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
 
 
 def _safetensors_header(path: Path) -> dict[str, Any]:
-    """The JSON header, in its own order, which the library forgets; doubled names are refused."""
+    """Return the JSON header in the order of the file, which the library does not preserve.
+
+    Duplicate names are refused.
+    """
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         names = [name for name, _ in pairs]
@@ -90,10 +96,12 @@ def _unsafe(path: Path, detail: str) -> InputError:
 
 
 def write(path: Path, state: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:
-    """Write a state dict in its order; the format goes by the ending, `metadata` to safetensors.
+    """Write a state dict in its order, in the format given by the file extension.
+
+    `metadata` is written to .safetensors files only.
 
     Raises:
-      InputError: an unknown ending, or a .pt without torch.
+      InputError: If the extension is unknown, or it is that of PyTorch and torch is not installed.
     """
     check_ending(path, ENDINGS, 'a checkpoint')
     if path.suffix.lower() == '.safetensors':
@@ -118,9 +126,9 @@ def write(path: Path, state: Mapping[str, np.ndarray], metadata: Mapping[str, st
 
 
 def _safetensors_bytes(state: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> bytes:
-    """A safetensors file whose header keeps the order of `state`, and is the same each time.
+    """Return a safetensors file whose header is deterministic and preserves the order of `state`.
 
-    The library alone sorts the tensors and puts the metadata in a random order.
+    The library by itself sorts the tensors and writes the metadata in a random order.
     """
     import safetensors.numpy
 

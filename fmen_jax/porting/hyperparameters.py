@@ -1,4 +1,4 @@
-"""A network's hyper-parameters, read off the names and shapes of its state dict."""
+"""Hyper-parameters of a network, inferred from the names and shapes in its state dict."""
 
 import re
 from collections import Counter
@@ -15,10 +15,10 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 
 def _vote(shapes: Shapes, pattern: str, axis: int = 0) -> int | None:
-    """The commonest size of one axis over all keys that match.
+    """Return the most frequent size of one axis over all matching keys.
 
-    A vote, so that a single lost or misshapen tensor is named as itself in the error to come and
-    does not turn into a wrong configuration.
+    A vote is used so that a single missing or misshapen tensor does not lead to a wrong
+    configuration; the error raised later then names that tensor.
     """
     sizes = Counter(
         shape[axis]
@@ -29,7 +29,7 @@ def _vote(shapes: Shapes, pattern: str, axis: int = 0) -> int | None:
 
 
 def _count(shapes: Shapes, prefix: str, start: int = 0) -> int:
-    """How many of prefix0., prefix1., ... there are without a gap, from `start`."""
+    """Return how many of prefix0., prefix1., ... exist without a gap, counted from `start`."""
     numbers = {m[1] for key in shapes if (m := re.match(re.escape(prefix) + r'(\d+)\.', key))}
     count = 0
     while str(start + count) in numbers:
@@ -38,16 +38,18 @@ def _count(shapes: Shapes, prefix: str, start: int = 0) -> int:
 
 
 def _ratio(shapes: Shapes, where: str) -> int | None:
-    """Rows over columns of the expand convs at `where`: the expand ratio of a train graph."""
+    """Return the expand ratio of a train graph: rows / columns of the expand convs at `where`."""
     rows, columns = (_vote(shapes, rf'{where}\.conv\d\.expand_conv\.weight', n) for n in (0, 1))
     return rows // columns if rows and columns else None
 
 
 def find(shapes: Shapes) -> tuple[Config, Graph]:
-    """Configuration, scale included, and graph of a state dict in our spelling.
+    """Return the configuration, including the scale, and the graph of a state dict.
+
+    Keys are in the dialect 'github'.
 
     Raises:
-      InputError: these are not the keys of a network we know.
+      InputError: If the keys are not those of a supported network.
     """
     if any(re.match(r'B\d+\.c\d_r\.', key) for key in shapes):
         return _find_rival(shapes), 'deploy'
@@ -55,7 +57,7 @@ def find(shapes: Shapes) -> tuple[Config, Graph]:
 
 
 def _find_rival(shapes: Shapes) -> RFDNConfig | RLFNConfig:
-    """E-RFDN distils (c1_d, ...), RLFN does not."""
+    """Return the configuration of an E-RFDN or RLFN; only E-RFDN has distillation (c1_d, ...)."""
     n_feats = _vote(shapes, r'(fea_conv|LR_conv|B\d+\.c5)\.bias')
     n_colors = _vote(shapes, r'fea_conv\.weight', 1) or 3
     scale = _scale(shapes, 'upsampler.0', n_colors)
@@ -76,7 +78,7 @@ def _find_rival(shapes: Shapes) -> RFDNConfig | RLFNConfig:
 
 
 def _scale(shapes: Shapes, conv: str, n_colors: int) -> int | None:
-    """The scale of a last convolution of n_colors s^2 rows."""
+    """Return the scale s of a last convolution with n_colors s^2 rows."""
     squares = {n_colors * s * s: s for s in range(1, 17)}
     rows = [shapes[k][0] for k in (f'{conv}.weight', f'{conv}.bias') if shapes.get(k)]
     return next((squares[count] for count in rows if count in squares), None)
@@ -92,7 +94,10 @@ def _unknown(shapes: Shapes, network: str, keys: str) -> InputError:
 
 
 def _find_fmen(shapes: Shapes) -> tuple[FMENConfig, Graph]:
-    """The deploy graph does not tell its expand ratios nor need them: they get the default."""
+    """Return the configuration and graph of an FMEN.
+
+    The deploy graph neither shows nor needs the expand ratios, so they are set to their defaults.
+    """
     graph: Graph = 'deploy'
     if any('.bn1.' in key or '.expand_conv.' in key for key in shapes):
         graph = 'collapsed'

@@ -1,12 +1,12 @@
-"""PyTorch key names <-> Flax variable paths: a rule and its inverse.
+"""Conversion between PyTorch key names and Flax variable paths: a rule and its inverse.
 
     HFABs.0.convs.1.conv1.rep_conv.weight  <->  params/HFABs_0/convs_1/conv1/rep_conv/kernel
     HFABs.0.bn1.running_mean               <->  batch_stats/HFABs_0/bn1/mean
 
-Kernels are OIHW there and HWIO here.
+Kernels are OIHW in PyTorch and HWIO in Flax.
 
-A number joins the name before it; the last component tells the leaf. A dialect renames the first
-component only.
+A number is joined to the name before it, and the last component determines the leaf. A dialect
+renames only the first component.
 """
 
 import re
@@ -15,13 +15,13 @@ import numpy as np
 
 Path = tuple[str, ...]
 
-# The top level of a key as each public repository spells it, where it differs from ours.
+# First components of keys in each public repository, where they differ from our names.
 DIALECTS: dict[str, dict[str, str]] = {
     'github': {},  # NJU-Jet/FMEN
     'ntire2022': {'ERBs': 'basic_blocks', 'HFABs': 'hfabs'},  # ofsoundof/NTIRE2022_ESR
 }
 
-# (collection, leaf) of a variable by the last component of a key; a batch norm's weight is a scale.
+# (collection, leaf) by the last component of a key. The weight of a batch norm is a scale instead.
 _LEAVES = {
     'weight': ('params', 'kernel'),
     'bias': ('params', 'bias'),
@@ -31,7 +31,7 @@ _LEAVES = {
 }
 _KEYS = {leaf: key for key, (_, leaf) in _LEAVES.items()} | {'scale': 'weight'}
 
-# The order of definition in the published code, which is the order of its state dicts.
+# Order of definition in the published code, which is the order of its state dicts.
 _ORDER: tuple[str, ...] = (
     *('head', 'warmup', 'ERBs', 'HFABs', 'lr_conv', 'tail'),
     *('bn1', 'bn2', 'bn3', 'squeeze', 'convs', 'excitate'),
@@ -44,7 +44,10 @@ _ORDER: tuple[str, ...] = (
 
 
 def to_path(key: str) -> Path | None:
-    """The path of a key in our spelling, collection first; None if its last name is unknown."""
+    """Return the variable path of a key in the dialect 'github', collection first.
+
+    The result is None if the last component of the key is unknown.
+    """
     *parents, last = key.split('.')
     if last not in _LEAVES:
         return None
@@ -61,7 +64,7 @@ def to_path(key: str) -> Path | None:
 
 
 def to_key(path: Path) -> str | None:
-    """The key of a variable's path, in our spelling; None if no key has this path."""
+    """Return the key of a variable path in the dialect 'github'; None if no key has this path."""
     _, *parents, leaf = path
     parts = [re.sub(r'_(\d+)$', r'.\1', part) for part in parents]
     key = '.'.join([*parts, _KEYS.get(leaf, '')])
@@ -69,22 +72,22 @@ def to_key(path: Path) -> str | None:
 
 
 def position(key: str) -> tuple[int, ...]:
-    """Where a key in our spelling stands in a published state dict: a sort key."""
-    parts = re.sub(r'^B(\d+)', r'B.\1', key).split('.')  # the rivals' blocks are B1, B2, ...
+    """Return a sort key that gives the order of published state dicts (dialect 'github')."""
+    parts = re.sub(r'^B(\d+)', r'B.\1', key).split('.')  # blocks of E-RFDN and RLFN
     return tuple(int(part) if part.isdigit() else _ORDER.index(part) for part in parts)
 
 
 def rename(key: str, names: dict[str, str]) -> str:
-    """Replace the first component of a key."""
+    """Replace the first component of a key according to `names`."""
     first, dot, rest = key.partition('.')
     return names.get(first, first) + dot + rest
 
 
 def to_flax_layout(array: np.ndarray) -> np.ndarray:
-    """OIHW -> HWIO; anything else as it is."""
+    """Transpose OIHW to HWIO; return arrays that are not 4-D unchanged."""
     return array.transpose(2, 3, 1, 0) if array.ndim == 4 else array
 
 
 def to_torch_layout(array: np.ndarray) -> np.ndarray:
-    """HWIO -> OIHW; anything else as it is."""
+    """Transpose HWIO to OIHW; return arrays that are not 4-D unchanged."""
     return array.transpose(3, 2, 0, 1) if array.ndim == 4 else array

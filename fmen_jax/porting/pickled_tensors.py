@@ -1,10 +1,11 @@
-"""Read a PyTorch checkpoint without PyTorch, and without running what is in it.
+"""Reading PyTorch checkpoints without PyTorch and without executing code that they contain.
 
-Since 1.6 torch.save writes a zip: NAME/data.pkl, a pickle in which each tensor refers to a storage,
-and NAME/data/KEY, the storages' bytes. Before, it wrote pickles one after the other: a magic
-number, a version, facts about the machine, the object, and the keys of its storages, whose bytes
-follow in that order, each after a count of elements. The unpickler here knows the few names that a
-state dict needs and refuses all others, so nothing else can be called.
+Since PyTorch 1.6, torch.save writes a zip file with NAME/data.pkl, a pickle in which each tensor
+refers to a storage, and NAME/data/KEY, the bytes of each storage. Older versions wrote a sequence
+of pickles: a magic number, a version, information about the machine, the object, and the keys of
+its storages. The bytes of the storages follow in the order of the keys, each after its number of
+elements. The unpickler in this module accepts the few names that a state dict needs and refuses all
+others, so nothing else can be called.
 """
 
 import collections
@@ -32,19 +33,19 @@ _STORAGES = {
 
 
 class BrokenFileError(Exception):
-    """The file is not what torch.save writes."""
+    """Raised if a file does not have the format that torch.save writes."""
 
 
 class _Unpickler(pickle.Unpickler):
-    """Tensors become numpy arrays; any name outside the list is an UnpicklingError."""
+    """Unpickles tensors as NumPy arrays; raises UnpicklingError for names outside its list."""
 
     def __init__(
         self, file: IO[bytes], storage: Callable[[str, np.dtype, int], np.ndarray]
     ) -> None:
-        """`storage` gives the elements of a key, of a dtype, whose count is declared."""
+        """Initialise with `storage`, a function (key, dtype, number of elements) -> elements."""
         super().__init__(file)
         self._storage = storage
-        # Made for this file alone: whatever a pickle might do to them ends with it.
+        # Created for each file, so that changes that a pickle makes to these objects end with it.
         self._names: dict[tuple[str, str], Any] = {
             ('collections', 'OrderedDict'): collections.OrderedDict,
             ('torch', 'Size'): tuple,
@@ -69,7 +70,7 @@ class _Unpickler(pickle.Unpickler):
 
 
 def _rebuild(storage: np.ndarray, offset: int, shape: Any, strides: Any) -> np.ndarray:
-    """A tensor as a view of its storage, within its bounds."""
+    """Return a tensor as a view of its storage, after checking the bounds."""
     shape, strides = tuple(shape), tuple(strides)
     if offset < 0 or len(shape) != len(strides) or min((*shape, *strides), default=0) < 0:
         raise BrokenFileError(f'a tensor has offset {offset}, shape {shape}, strides {strides}')
@@ -81,18 +82,19 @@ def _rebuild(storage: np.ndarray, offset: int, shape: Any, strides: Any) -> np.n
 
 
 def load(path: Path) -> Any:
-    """What torch.save wrote to `path`, with numpy arrays for tensors.
+    """Return the object that torch.save wrote to `path`, with NumPy arrays for tensors.
 
     Raises:
-      pickle.UnpicklingError: it holds more than tensors, dicts, lists, numbers and strings.
-      BrokenFileError: it is truncated or corrupt.
+      pickle.UnpicklingError: If the file contains more than tensors, dicts, lists, numbers and
+        strings.
+      BrokenFileError: If the file is truncated or corrupt.
     """
     try:
         with path.open('rb') as file:
             return _load_zip(path) if zipfile.is_zipfile(file) else _load_legacy(path)
     except (pickle.UnpicklingError, BrokenFileError):
         raise
-    except Exception as error:  # a corrupt pickle can fail in any way, none of them ours
+    except Exception as error:  # a corrupt pickle can raise any exception, not only ours
         raise BrokenFileError(f'{type(error).__name__}: {error}') from error
 
 
@@ -125,7 +127,10 @@ _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 
 
 def _load_legacy(path: Path) -> Any:
-    """The format before PyTorch 1.6, read twice: for the storages, then with them."""
+    """Read the format before PyTorch 1.6.
+
+    The object is read twice: first to find the declared storages, and then with their contents.
+    """
     size = path.stat().st_size
     declared: dict[str, np.dtype] = {}
     stored: dict[str, np.ndarray] = {}
@@ -134,7 +139,7 @@ def _load_legacy(path: Path) -> Any:
         if not 0 <= count * dtype.itemsize <= size:
             raise BrokenFileError(f'storage {key} of {count} {dtype} is larger than the file')
         declared[key] = dtype
-        return np.broadcast_to(np.zeros((), dtype), (count,))  # of no memory
+        return np.broadcast_to(np.zeros((), dtype), (count,))  # uses no memory
 
     def storage(key: str, dtype: np.dtype, count: int) -> np.ndarray:
         if stored[key].size != count or stored[key].dtype != dtype:

@@ -1,4 +1,4 @@
-"""State dicts of the published PyTorch code <-> variables of our networks, strict on both sides."""
+"""Strict conversion between state dicts of the published PyTorch code and our Flax variables."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -20,31 +20,32 @@ from fmen_jax.porting.hyperparameters import find
 
 StateDict = dict[str, np.ndarray]
 
-# Where training code keeps the weights; smoothed ones first, as those are the ones published.
+# Keys under which training code stores the weights. Averaged weights (EMA) come first because they
+# are the ones that are published.
 _WRAPPERS = ('params_ema', 'params', 'state_dict', 'model_state_dict', 'model')
 _PREFIXES = ('module.', 'model.')
 
 
 @dataclasses.dataclass(frozen=True)
 class Ported:
-    """A state dict as a network of ours."""
+    """A state dict converted to one of our networks."""
 
     config: Config
     graph: Graph
-    """'deploy', or 'collapsed' for a train graph (which also runs as 'expanded')."""
+    """Graph: 'deploy', or 'collapsed' for a train graph (which also runs as 'expanded')."""
     variables: Params
-    """numpy arrays in the dtypes of the checkpoint."""
+    """Variables as NumPy arrays in the dtypes of the checkpoint."""
     dialect: str
-    """Whose key names these were, of `keys.DIALECTS`."""
+    """Dialect of the key names, a key of `keys.DIALECTS`."""
     wrapper: str
-    """What stood around the tensors, such as 'params_ema' or 'module.'; '' if nothing did."""
+    """Wrappers and prefixes of the tensors, such as 'params_ema' or 'module.'; '' if none."""
 
 
 def unwrap(tree: Mapping[str, Any]) -> tuple[StateDict, str]:
-    """The bare state dict inside a checkpoint, and what was around it.
+    """Return the bare state dict inside a checkpoint, and the wrappers and prefixes removed.
 
     Raises:
-      InputError: there are no tensors under any of the usual names.
+      InputError: If there are no tensors under any of the usual names.
     """
     wrapper: list[str] = []
     while not all(isinstance(value, np.ndarray) for value in tree.values()):
@@ -67,7 +68,7 @@ def unwrap(tree: Mapping[str, Any]) -> tuple[StateDict, str]:
 
 @lru_cache
 def _expected(config: Config, graph: Graph) -> dict[str, tuple[tuple[int, ...], bool]]:
-    """Key -> (shape in PyTorch's layout, whether it is a count), in the published order."""
+    """Return key -> (shape in PyTorch's layout, whether it is a count), in the published order."""
     shape = (1, MIN_SIZE, MIN_SIZE, config.n_colors)
     module = config.build(graph)
     tree = jax.eval_shape(module.init, jax.random.key(0), jax.ShapeDtypeStruct(shape, jnp.float32))
@@ -81,7 +82,7 @@ def _expected(config: Config, graph: Graph) -> dict[str, tuple[tuple[int, ...], 
 
 
 def _check(state: StateDict, config: Config, graph: Graph) -> None:
-    """Compare with what the configuration needs; all faults in one error."""
+    """Compare a state dict with its configuration and report all faults in one error."""
     expected = _expected(config, graph)
     faults = [f'missing: {key}' for key in expected if key not in state]
     faults += [f'unexpected: {key}' for key in state if key not in expected]
@@ -102,13 +103,14 @@ def _check(state: StateDict, config: Config, graph: Graph) -> None:
 
 
 def to_variables(tree: Mapping[str, Any]) -> Ported:
-    """A checkpoint's tensors -> configuration and variables.
+    """Convert the tensors of a checkpoint to a configuration and variables.
 
     Args:
-      tree: key -> array in PyTorch's layout, of either dialect, perhaps wrapped.
+      tree: Mapping from key to array in PyTorch's layout, in any dialect, possibly wrapped.
 
     Raises:
-      InputError: not a network we know, or keys missing, unexpected, doubled or misshapen (all).
+      InputError: If the network is not supported, or keys are duplicate, missing, unexpected, or of
+        the wrong shape or type. The message names all faults of the last four kinds.
     """
     state, wrapper = unwrap(tree)
     found = {key.partition('.')[0] for key in state}
@@ -124,17 +126,18 @@ def to_variables(tree: Mapping[str, Any]) -> Ported:
     _check(spelled, config, graph)
     flat = {keys.to_path(key): keys.to_flax_layout(value) for key, value in spelled.items()}
     if not isinstance(config, FMENConfig):
-        dialect = 'ntire2022'  # where the rivals' checkpoints are from
+        dialect = 'ntire2022'  # source of the E-RFDN and RLFN checkpoints
     return Ported(config, graph, unflatten_dict(flat), dialect, wrapper)
 
 
 def to_state_dict(
     variables: Params, config: Config, graph: Graph, *, dialect: str = 'github'
 ) -> StateDict:
-    """Variables -> a bare state dict with the keys, order, shapes and dtypes of the published code.
+    """Convert variables to a bare state dict with the published keys, order, shapes and dtypes.
 
     Raises:
-      InputError: the variables are not those of this network, or the dialect has no such graph.
+      InputError: If the variables are not those of this network, or the dialect is unknown or has
+        no such graph.
     """
     if dialect not in keys.DIALECTS:
         raise InputError(f'dialect {dialect!r} is unknown; expected {" or ".join(keys.DIALECTS)}.')
@@ -147,7 +150,7 @@ def to_state_dict(
     for path, leaf in flatten_dict(variables).items():
         array = np.asarray(leaf)
         if np.issubdtype(array.dtype, np.integer):
-            array = array.astype(np.int64)  # PyTorch's type of a count; JAX holds it in 32 bits
+            array = array.astype(np.int64)  # PyTorch's dtype of counts; JAX uses 32 bits
         state[keys.to_key(path) or '/'.join(path)] = keys.to_torch_layout(array).copy(order='C')
     _check(state, config, graph)
     return {

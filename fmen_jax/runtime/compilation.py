@@ -1,4 +1,4 @@
-"""Compiler options by backend, in one table, and the `jit` that applies them."""
+"""Compiler options for each backend, and the `jit` that applies them."""
 
 import warnings
 from collections.abc import Callable
@@ -19,24 +19,24 @@ COMPILER_OPTIONS: dict[str, dict[str, Any]] = {
 
 
 def jit(fun: Callable, *, onednn: Use = 'never', **options: Any) -> Any:
-    """`jax.jit` with the options of the default backend, which this call starts.
+    """Apply `jax.jit` with the options of the default backend, which this call initialises.
 
     Args:
       fun: the function to compile.
-      onednn: which of its convolutions oneDNN computes where it is supported. That is faster, but
-        such a program has no forward-mode derivative, cannot be exported, and is not stored in the
+      onednn: which convolutions oneDNN computes where it is supported. That is faster, but such a
+        program has no forward-mode derivative, cannot be exported, and is not stored in the
         compilation cache.
-      options: of `jax.jit`.
+      options: further keyword arguments of `jax.jit`.
     """
     table = COMPILER_OPTIONS.get(jax.default_backend(), {})
     return jax.jit(within(fun, onednn), compiler_options=table, **options)
 
 
 def supported_dtype(dtype: str) -> str:
-    """The dtype to compute in on this machine when `dtype` is asked for.
+    """Return the dtype to compute in on this machine when `dtype` is requested.
 
-    XLA's own bfloat16 convolutions are slower on a CPU than its float32 ones. Where oneDNN has none
-    either, float32 takes the place of bfloat16, with a warning.
+    XLA's own bfloat16 convolutions are slower on a CPU than its float32 ones. Where oneDNN does
+    not support bfloat16 either, float32 is used instead, with a warning.
     """
     if dtype != 'bfloat16' or jax.default_backend() != 'cpu':
         return dtype
@@ -54,13 +54,13 @@ def supported_dtype(dtype: str) -> str:
 
 
 def keep_compiled() -> None:
-    """Keep compiled programs on disk, so that no size is compiled twice; for command lines."""
+    """Store compiled programs on disk, so that no size is compiled twice; for command lines."""
     folder = cache_folder() / 'xla'
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError:
-        return  # without a cache it works as well
-    # a program that calls oneDNN cannot be kept, and says so each time
+        return  # works without a cache, too
+    # Programs that call oneDNN cannot be stored, and JAX warns about it each time.
     warnings.filterwarnings('ignore', '.*persistent compilation cache entry.*bad_alloc')
     jax.config.update('jax_compilation_cache_dir', str(folder))
     jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.1)

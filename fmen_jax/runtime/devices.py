@@ -1,7 +1,7 @@
-"""Devices and processes: the one file that names a mesh axis.
+"""Devices and processes; no other file names a mesh axis.
 
-A mesh has an axis over which batches are split, and one over which the rows of images are, for
-images too large for one device: there the compiler exchanges the rows that convolutions share.
+A mesh has two axes: batches are split over the first, and the rows of images over the second, for
+images too large for one device. The compiler then exchanges the rows that convolutions share.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -21,19 +21,19 @@ _DATA, _ROWS = 'data', 'rows'
 
 
 _HEARTBEAT_SECONDS = 30
-"""Without a sign of life after which a process counts as dead, and JAX ends the others."""
+"""Seconds without a heartbeat after which JAX considers a process dead and ends the others."""
 
 
 class LostError(FMENError):
-    """Another process of the cluster ended, or cannot be reached."""
+    """Another process of the cluster ended or cannot be reached."""
 
 
 @contextmanager
 def watched() -> Iterator[None]:
-    """Where processes exchange data: what fails there, fails because one of them is gone.
+    """Context for code in which processes exchange data; errors there mean that a process is lost.
 
     Raises:
-      LostError: instead of any error but ours, if there are several processes.
+      LostError: replaces any error other than an FMENError, if there are several processes.
     """
     try:
         yield
@@ -51,16 +51,16 @@ def watched() -> Iterator[None]:
 
 
 def join(address: str, processes: int | None = None, process: int | None = None) -> None:
-    """Join a cluster, before anything else is done with JAX.
+    """Join a cluster; must be called before anything else is done with JAX.
 
     Args:
-      address: '' for no cluster; 'auto' where JAX finds out by itself, on TPU pods, SLURM, Open MPI
-        and Kubernetes; else HOST:PORT of process 0, with both numbers.
-      processes: how many there are.
-      process: which one this is, from 0.
+      address: '' for no cluster; 'auto' where JAX detects the cluster itself (TPU pods, SLURM, Open
+        MPI and Kubernetes); else HOST:PORT of process 0, together with `processes` and `process`.
+      processes: number of processes.
+      process: index of this process, from 0.
 
     Raises:
-      InputError: an address without numbers or the reverse, or no cluster was found.
+      InputError: an address without the two numbers or the reverse, or no cluster was found.
     """
     numbered = processes is not None and process is not None
     if address in ('', 'auto') and (processes is not None or process is not None):
@@ -87,10 +87,12 @@ def join(address: str, processes: int | None = None, process: int | None = None)
 
 
 def make_mesh(rows: int = 1, *, devices: Sequence[Any] | None = None) -> Mesh:
-    """Devices, by default all of all processes, `rows` of which share each image.
+    """Return a mesh of devices in which groups of `rows` devices share each image.
+
+    By default the mesh contains all devices of all processes.
 
     Raises:
-      InputError: the devices cannot be shared so.
+      InputError: the number of devices is not a multiple of `rows`.
     """
     devices = jax.devices() if devices is None else devices
     if len(devices) % rows:
@@ -101,22 +103,29 @@ def make_mesh(rows: int = 1, *, devices: Sequence[Any] | None = None) -> Mesh:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """Every device holds all of it: the state."""
+    """Return the sharding of the state: every device holds a full copy."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def over_data(mesh: Mesh) -> NamedSharding:
-    """Every device, or group that shares rows, holds whole images of a batch."""
+    """Return the sharding of batches: each device, or group sharing rows, holds whole images."""
     return NamedSharding(mesh, PartitionSpec(_DATA))
 
 
 def over_rows(mesh: Mesh) -> NamedSharding:
-    """Images [N, H, W, C] split over both axes; N and H are multiples of them."""
+    """Return the sharding that splits N and H of images [N, H, W, C] over the two mesh axes.
+
+    N and H must be multiples of the sizes of the axes.
+    """
     return NamedSharding(mesh, PartitionSpec(_DATA, _ROWS))
 
 
 def spread(devices: Sequence[Any], shape: tuple[int, ...]) -> NamedSharding:
-    """Images [N, H, W, C] over devices: whole images if N allows, else rows if H does, else all."""
+    """Return a sharding of images [N, H, W, C] of the given shape over devices.
+
+    Whole images are distributed if N is a multiple of the number of devices, else rows if H is one;
+    otherwise every device holds all images.
+    """
     mesh = make_mesh(devices=devices)
     if shape[0] % len(devices) == 0:
         return over_data(mesh)
@@ -126,10 +135,11 @@ def spread(devices: Sequence[Any], shape: tuple[int, ...]) -> NamedSharding:
 
 
 def on_each_device(function: Callable, mesh: Mesh) -> Callable:
-    """A function of (state, state, batch) -> tree on each device's part of the batch, averaged.
+    """Return a function that applies `function` to each device's part of the batch and averages.
 
-    What is inside sees one part alone: batch norms take its statistics, and the only exchange is
-    that of the average. Integers are left as they are.
+    `function` maps (state, state, batch) to a tree. It sees one part only: batch norms use the
+    statistics of that part, and the devices only communicate to average the results. Integers are
+    returned without averaging.
     """
 
     def local(*args: Any) -> Any:
@@ -139,7 +149,7 @@ def on_each_device(function: Callable, mesh: Mesh) -> Callable:
         kept = [x if w else next(means) for x, w in zip(leaves, whole, strict=True)]
         return jax.tree.unflatten(structure, kept)
 
-    # what comes out is alike on all devices, which the check cannot see of the integers
+    # The outputs are equal on all devices, but the check cannot infer this for the integers.
     return jax.shard_map(
         local,
         mesh=mesh,
@@ -150,33 +160,33 @@ def on_each_device(function: Callable, mesh: Mesh) -> Callable:
 
 
 def replicate(mesh: Mesh, tree: Any) -> Any:
-    """Put a tree that every process holds alike on all devices."""
+    """Put a tree, which must be equal on every process, on all devices."""
     return jax.device_put(tree, replicated(mesh))
 
 
 def any_process(flag: bool) -> bool:
-    """Whether it is true on any process; all of them have to ask."""
+    """Return whether `flag` is true on any process; all processes must call this function."""
     return bool(multihost_utils.process_allgather(np.array(flag)).any())
 
 
 def from_first_process(value: float | None) -> float | None:
-    """The value of process 0, on all of them; all have to ask."""
+    """Return the value of process 0 on all processes; all processes must call this function."""
     if jax.process_count() == 1 or value is None:
         return value
-    # as float32 pairs would lose digits, the bits travel
+    # The bits are sent, because a conversion to float32 would lose digits.
     bits = np.frombuffer(np.float64(value).tobytes(), np.uint32)
     shared = np.asarray(multihost_utils.broadcast_one_to_all(bits))
     return float(np.frombuffer(shared.astype(np.uint32).tobytes(), np.float64)[0])
 
 
 def wait_for_all(name: str) -> None:
-    """Go on when all processes are here."""
+    """Wait until all processes have reached this call."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(name)
 
 
 def split_batch(mesh: Mesh, batch: dict[str, np.ndarray], size: int) -> dict[str, Any]:
-    """This process's part of a batch -> arrays of the global batch of `size`, split over devices.
+    """Build arrays of the global batch of `size`, split over devices, from this process's part.
 
     Raises:
       InputError: the batch cannot be split evenly.

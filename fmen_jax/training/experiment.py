@@ -1,4 +1,4 @@
-"""One experiment: the packages' settings, composed; and experiment files."""
+"""An experiment: all settings of a training run, and the Python files that define them."""
 
 import dataclasses
 import runpy
@@ -17,50 +17,50 @@ from fmen_jax.training.step import StepConfig
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-    """Which pictures are trained on, and which are validated on."""
+    """Pictures for training and for validation."""
 
     train: tuple[str, ...] = ()
-    """Folders of HR pictures or of pairs, or div2k/bicubic_x4 and the like."""
+    """Folders of HR pictures or of pairs, or names such as div2k/bicubic_x4."""
     broken: Broken = 'refuse'
-    """What to do with pictures that cannot be read."""
+    """What to do with pictures that cannot be read: refuse to start, or skip them."""
     validation: tuple[str, ...] = ()
-    """Benchmark folders; the best checkpoint is the one with the highest mean PSNR over them."""
+    """Benchmark folders. The best checkpoint is that with the highest mean PSNR over them."""
     protocol: str = 'y'
-    """How to validate: a name of `evaluation.protocols`."""
+    """Protocol of the validation: y, edsr-div2k or ntire-esr."""
 
 
 @dataclasses.dataclass(frozen=True)
 class LoopConfig:
-    """How long, and what is kept on the way."""
+    """Length of the run, and how often it is logged, validated and saved."""
 
     steps: int = 1_000_000
-    """Updates in all."""
+    """Total number of updates."""
     log_every: int = 100
-    """Steps between two lines of the log."""
+    """Number of steps between two lines of the log."""
     validate_every: int = 5000
-    """Steps between two validations; each is followed by a checkpoint."""
+    """Number of steps between two validations, each of which is followed by a checkpoint."""
     checkpoint_every: int = 1000
-    """Steps between two checkpoints."""
+    """Number of steps between two checkpoints."""
     keep: int = 2
-    """Last checkpoints that stay, beside the best one by validation PSNR."""
+    """Number of recent checkpoints to keep, besides the one with the best validation PSNR."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-    """All that a training run depends on."""
+    """All settings of a training run."""
 
     model: FMENConfig = FMENConfig()
     graph: Graph = 'collapsed'
-    """'collapsed' (the default), 'expanded' (the reference), or 'deploy' (fine-tunes folded
-    weights)."""
+    """Graph to train: 'collapsed' is the fast form of the train graph, 'expanded' its reference
+    form with the same values, and 'deploy' the folded network, to fine-tune folded weights."""
     init_from: str = ''
-    """A checkpoint or the name of weights to start from, of another scale too: its tail then gives
-    means of areas; empty: as `start` says."""
+    """Checkpoint or name of weights to start from; if empty, they are initialised as `start` says.
+    From weights of another scale, the tail is computed by area averaging."""
     start: Start = 'pytorch'
-    """Initial weights: 'pytorch', its default distribution, or 'bicubic', where head and tail make
-    the bicubic upscale (`models.initial`)."""
+    """Initial weights: 'pytorch' is PyTorch's default distribution; with 'bicubic' the head and the
+    tail alone compute bicubic interpolation, so that training starts at its PSNR."""
     seed: int = 0
-    """Of the initial weights; the data have their own."""
+    """Seed of the initial weights. The batches have a seed of their own."""
     data: DataConfig = DataConfig()
     pipeline: PipelineConfig = PipelineConfig()
     optim: OptimConfig = OptimConfig()
@@ -98,11 +98,11 @@ FREE = (
     'loop.log_every',
     'loop.keep',
 )
-"""Settings that do not change the outcome, and may differ when a run is resumed."""
+"""Settings that do not affect the result, and may therefore differ when a run is resumed."""
 
 
 def flat(settings: Any, prefix: str = '') -> dict[str, Any]:
-    """Nested settings as {'optim.learning_rate': 0.0005, ...}."""
+    """Return nested settings as a flat dict, {'optim.learning_rate': 0.0005, ...}."""
     found: dict[str, Any] = {}
     for field in dataclasses.fields(settings):
         value = getattr(settings, field.name)
@@ -114,10 +114,10 @@ def flat(settings: Any, prefix: str = '') -> dict[str, Any]:
 
 
 def load_experiment(path: Path) -> Experiment:
-    """The `experiment` of a Python file.
+    """Return the variable `experiment` of a Python file.
 
     Raises:
-      InputError: no such file, or it has no experiment.
+      InputError: the file does not exist or defines no experiment.
     """
     if not path.is_file():
         raise InputError(f'{path}: no such file; expected an experiment, such as configs/smoke.py.')

@@ -1,4 +1,4 @@
-"""The optimiser and its schedule, from their settings."""
+"""The optimiser and its learning rate schedule."""
 
 import dataclasses
 from typing import Any, Literal
@@ -12,37 +12,38 @@ from fmen_jax.errors import InputError
 
 @dataclasses.dataclass(frozen=True)
 class OptimConfig:
-    """Settings of the optimiser; the defaults are FMEN's, as third parties report them."""
+    """Settings of the optimiser. The defaults are those of FMEN, as reported by third parties."""
 
     name: Literal['adam', 'adamw', 'lion', 'muon', 'sgd'] = 'adam'
     """Optimiser, from optax. 'muon' orthogonalises the updates of the convolution kernels between
     head and tail, and updates all other parameters with Adam, both with Nesterov momentum."""
     learning_rate: float = 5e-4
-    """At the start, after the warm-up."""
+    """Learning rate after the warm-up."""
     schedule: Literal['halve', 'cosine', 'constant'] = 'halve'
-    """'halve': by two after each of `parts` equal parts of the run; 'cosine': down to `floor`."""
+    """Schedule of the learning rate: 'halve' halves it after each of `parts` equal parts of the
+    run, 'cosine' decays it along a cosine to `floor` times its value, 'constant' keeps it."""
     parts: int = 5
-    """Of the run, for 'halve'."""
+    """Number of parts of the run, for the schedule 'halve'."""
     floor: float = 0.0
-    """Last learning rate of 'cosine', as a share of the first."""
+    """Final learning rate of the schedule 'cosine', as a fraction of `learning_rate`."""
     warmup_steps: int = 0
-    """Steps in which the learning rate rises from 0."""
+    """Number of steps in which the learning rate rises linearly from 0."""
     b1: float = 0.9
-    """Decay rate of the first moment; momentum for sgd; of the Adam part for muon."""
+    """Decay rate of the first moment; the momentum of sgd; for muon, that of its Adam part."""
     b2: float = 0.999
     """Decay rate of the second moment."""
     eps: float = 1e-8
-    """Added to the root of the second moment."""
+    """Constant added to the square root of the second moment, for adam and adamw."""
     beta: float = 0.95
-    """Momentum of the orthogonalised updates, for muon only."""
+    """Momentum of the orthogonalised updates, for muon."""
     weight_decay: float = 0.0
     """Weight decay, for adamw, lion and muon (where it applies to the orthogonalised kernels)."""
     clip_norm: float = 0.0
-    """Largest global norm of the gradients; 0 does not clip."""
+    """Maximum global norm of the gradients, to which larger ones are scaled down; 0 for none."""
 
 
 def make_schedule(config: OptimConfig, steps: int) -> optax.Schedule:
-    """The learning rate of each step of a run of `steps`."""
+    """Return the learning rate as a function of the step, for a run of `steps` steps."""
     decay = max(steps - config.warmup_steps, 1)
     rate = config.learning_rate
     if config.schedule == 'constant':
@@ -60,10 +61,10 @@ def make_schedule(config: OptimConfig, steps: int) -> optax.Schedule:
 
 
 def make_optimizer(config: OptimConfig, steps: int) -> optax.GradientTransformation:
-    """The optimiser of a run of `steps`.
+    """Return the optimiser for a run of `steps` steps.
 
     Raises:
-      InputError: settings that contradict each other.
+      InputError: the settings contradict each other.
     """
     if config.warmup_steps >= steps:
         raise InputError(f'warmup_steps is {config.warmup_steps}, but the run has {steps} steps.')

@@ -26,29 +26,34 @@ before the pixel shuffle [N, H, W, C scale^2], whose loss is the same sum in ano
 
 @dataclasses.dataclass(frozen=True)
 class StepConfig:
-    """Settings of a step."""
+    """Settings of a training step."""
 
     loss: Literal['l1', 'l2', 'charbonnier'] = 'l1'
-    """Mean over all values of |error|, error^2, or sqrt(error^2 + 1e-6)."""
+    """Loss: the mean of |error| (l1), error^2 (l2) or sqrt(error^2 + 1e-6) (charbonnier)."""
     ema_decay: float = 0.0
-    """Of the moving average of the parameters; 0 keeps none."""
+    """Decay rate of the exponential moving average of the parameters, which are
+    validated and saved as the weights; 0 disables averaging."""
     accumulate: int = 1
-    """Parts of a batch that run one after the other, to save memory; batch norm sees each apart."""
+    """Number of parts into which a batch is split to save memory. Gradients are averaged over the
+    parts; batch norms see each part separately."""
     dtype: Literal['auto', 'float32', 'bfloat16', 'float64'] = 'auto'
-    """Of images and activations; parameters, statistics and the loss are as the variables are.
-    'auto' is bfloat16 on TPUs, whose products are of bfloat16 in any case, float32 elsewhere."""
+    """Dtype of images and activations. Parameters, batch statistics and the loss keep the dtype of
+    the variables. 'auto' is bfloat16 on TPUs, which multiply in bfloat16 anyway, and float32
+    elsewhere. On a CPU bfloat16 needs AVX512-BF16 or AMX; float32 takes its place on others."""
     remat: Literal['auto', 'none', 'cheap', 'full'] = 'auto'
-    """What the backward pass computes again instead of keeping it: nothing, or all but convolutions
-    and batch statistics, or all. 'auto' is 'cheap' on a CPU, 'none' elsewhere (docs/tpu.md)."""
+    """What the backward pass recomputes instead of storing it: nothing ('none'), everything except
+    convolutions and batch statistics ('cheap'), or everything ('full'). 'auto' is 'cheap' on a CPU
+    and 'none' elsewhere (docs/tpu.md)."""
     packed: int = 0
-    """Pixels of a row that are computed side by side, with the same result: 2 fills the lanes of a
-    TPU (docs/tpu.md). 0 is 2 there, for even patches, and 1 elsewhere."""
+    """Number of pixels of a row to pack into the channels, which does not change the result; 2
+    fills the lanes of a TPU (docs/tpu.md). 0 means 2 on TPUs, if patches are even, and 1
+    elsewhere."""
     statistics: Literal['global', 'device'] = 'global'
-    """Batch norms see the global batch, as on one device, or each device's part of it, which needs
-    one exchange between devices in a step instead of 31."""
+    """Batch over which batch norms compute their statistics: the global one, as on a single device,
+    or the part on each device, which needs one exchange between devices per step instead of 31."""
 
     def on(self, backend: str, graph: Graph = 'collapsed', patch: int = 2) -> 'StepConfig':
-        """These settings with what depends on the backend ('tpu', 'gpu', 'cpu') decided."""
+        """Return these settings with every 'auto' resolved for a backend: 'tpu', 'gpu' or 'cpu'."""
         tpu = backend == 'tpu'
         dtype = 'bfloat16' if tpu else 'float32'
         packed = 2 if tpu and graph != 'expanded' and patch % 2 == 0 else 1
@@ -61,14 +66,14 @@ class StepConfig:
 
 
 class Metrics(flax.struct.PyTreeNode):
-    """What a step tells, [] each; of the state before its update."""
+    """Metrics of a step, scalars, of the state before its update."""
 
     loss: Array
     gradient_norm: Array
 
 
 def loss_of(error: Array, name: str) -> Array:
-    """The mean loss of an error [N, H, W, C], in float32 at least."""
+    """Return the mean loss of an error [N, H, W, C], computed in at least float32."""
     error = error.astype(jnp.promote_types(error.dtype, jnp.float32))
     if name == 'l1':
         return jnp.abs(error).mean()
@@ -83,10 +88,10 @@ def make_train_step(
     config: StepConfig,
     mesh: Mesh | None = None,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
-    """The step of a network, to be jitted with the state donated.
+    """Return the training step of a network, to be jitted with its state donated.
 
-    Under jit with a sharded batch the statistics of the batch norms are those of the global batch,
-    or with config.statistics 'device' those of each part, for which `mesh` says where they are.
+    Under jit with a sharded batch the batch norms use the statistics of the global batch, or, with
+    config.statistics 'device', those of each device's part of it, which `mesh` describes.
     """
     config = config.on(jax.default_backend())
     dtype = jnp.dtype(config.dtype)

@@ -1,1 +1,1 @@
-"""Weights by name: those in the package, and published ones that are downloaded."""
+"""Named weights: those shipped in the package, and published ones that are downloaded."""

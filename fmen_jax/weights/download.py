@@ -1,4 +1,4 @@
-"""The published weights: where they are, which hash they have, and how they get here."""
+"""Published weights: their addresses and hashes, and the download."""
 
 import dataclasses
 import http.client
@@ -18,16 +18,16 @@ _NTIRE = f'{_RAW}/ofsoundof/NTIRE2022_ESR/044c9300a60595a11c4a921d335f5694187c17
 
 @dataclasses.dataclass(frozen=True)
 class Published:
-    """A checkpoint that its authors publish."""
+    """Checkpoint published by its authors."""
 
     url: str
-    """Public address, at a fixed commit."""
+    """Public URL, at a fixed commit."""
     sha256: str
     licence: str
 
     @property
     def filename(self) -> str:
-        """The file's name at its address."""
+        """File name in the URL."""
         return self.url.rpartition('/')[2]
 
 
@@ -61,19 +61,19 @@ def download(
     url: str | None = None,
     report: Callable[[int, int], None] | None = None,
 ) -> Path:
-    """Fetch a published checkpoint, once; the path of the file in the cache.
+    """Return the path of a published checkpoint in the cache; download it on first use.
 
-    An interrupted download goes on where it stopped. The file has its name only when its hash is
-    right.
+    An interrupted download is resumed where it stopped. The file gets its final name only after its
+    hash has been verified.
 
     Args:
       name: a key of PUBLISHED.
-      url: another address of the same file, such as a mirror.
-      report: called with the bytes at hand and the bytes in all (0 if not known).
+      url: another URL of the same file, such as a mirror.
+      report: called with the number of bytes received and the total number (0 if unknown).
 
     Raises:
-      InputError: no such name.
-      DownloadError: not reachable, or not the file expected.
+      InputError: the name is unknown, or `url` is not an HTTP address.
+      DownloadError: the file could not be fetched, or its hash is not the expected one.
     """
     if name not in PUBLISHED:
         raise InputError(f'no published weights are named {name!r}; there are {_names()}.')
@@ -94,7 +94,7 @@ def download(
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with filelock.FileLock(f'{path}.lock'):
-            if not path.exists():  # another process may have been faster
+            if not path.exists():  # another process may have downloaded it meanwhile
                 _fetch(source, part, report)
                 _keep(part, path, name, source)
     except DownloadError:
@@ -108,7 +108,7 @@ def download(
 
 
 def _keep(part: Path, path: Path, name: str, source: str) -> None:
-    """Give a file its name, if it is the one expected; else remove it."""
+    """Rename `part` to `path` if it has the expected hash, else delete it."""
     expected = PUBLISHED[name].sha256
     if (found := sha256(part)) != expected:
         part.unlink()
@@ -123,7 +123,7 @@ def _names() -> str:
 
 
 def _fetch(url: str, part: Path, report: Callable[[int, int], None] | None) -> None:
-    """Bring `part` to its full length, from the byte it has reached."""
+    """Download the rest of `part`, starting after the bytes that it already has."""
     done = part.stat().st_size if part.exists() else 0
     request = urllib.request.Request(url, headers={'Range': f'bytes={done}-'} if done else {})
     try:
@@ -131,7 +131,7 @@ def _fetch(url: str, part: Path, report: Callable[[int, int], None] | None) -> N
     except urllib.error.HTTPError as error:
         if error.code != 416:
             raise
-        return  # nothing is left to send; the hash tells whether that is so
+        return  # The range is empty: the file should be complete, which its hash verifies.
     with response, part.open('ab' if response.status == 206 else 'wb') as file:
         done = file.tell()
         length = int(response.headers.get('Content-Length') or 0)

@@ -1,4 +1,4 @@
-"""Which file a name of weights stands for, and the cards of the weights in the package."""
+"""Resolution of weight names to files, and the cards of the weights shipped in the package."""
 
 import json
 from pathlib import Path
@@ -9,27 +9,27 @@ from fmen_jax.errors import InputError
 from fmen_jax.weights.download import PUBLISHED, download
 
 SHIPPED = Path(__file__).parent
-"""Folder of the weights in the package: NAME.safetensors, each with its card, NAME.json."""
+"""Folder of the shipped weights: NAME.safetensors, each with its card NAME.json."""
 
 
 def shipped() -> list[str]:
-    """The names of the weights in the package."""
+    """Return the names of the weights shipped in the package."""
     return sorted(path.stem for path in SHIPPED.glob('*.safetensors'))
 
 
 def card(name: str) -> dict[str, Any]:
-    """The card of weights in the package: data, settings, commit, scores, hash and licence."""
+    """Return the card of shipped weights: data, settings, commit, scores, hash and licence."""
     return json.loads((SHIPPED / f'{name}.json').read_text(encoding='utf-8'))
 
 
 def resolve_weights(weights: str | Path) -> Path:
-    """The file of some weights: a path, or the name of weights in the package or published ones.
+    """Return the file of weights given by a path or by the name of shipped or published weights.
 
-    Published weights are downloaded when they are first used.
+    Published weights are downloaded on first use.
 
     Raises:
-      InputError: no such name.
-      DownloadError: published weights could not be fetched.
+      InputError: the name is unknown.
+      DownloadError: published weights could not be downloaded.
     """
     path = Path(weights)
     if path.is_file() or path.suffix or len(path.parts) != 1:
