@@ -13,7 +13,7 @@ from tyro.conf import Positional, arg
 
 from fmen_jax.errors import InputError
 from fmen_jax.files import sha256
-from fmen_jax.images.read import count_pixels
+from fmen_jax.images.read import MAX_PIXELS, count_pixels
 from fmen_jax.images.write import SaveOptions
 from fmen_jax.inference import jobs
 from fmen_jax.inference.planning import Item, Naming, Shard, plan
@@ -39,6 +39,7 @@ def upscale(
     dtype: Literal['float32', 'bfloat16'] = 'float32',
     batch: int = 1,
     self_ensemble: bool = False,
+    max_pixels: int = MAX_PIXELS,
     quality: int | None = None,
     compression: int | None = None,
     skip_existing: bool = False,
@@ -73,6 +74,8 @@ def upscale(
       dtype: Precision of the computation.
       batch: Number of tiles computed at once.
       self_ensemble: Average over the eight flips and rotations, which takes eight times as long.
+      max_pixels: Number of LR pixels above which a picture is refused; a damaged header may claim
+        any size.
       quality: 1 to 100, for JPEG (default 95), AVIF (90) and WebP (lossless if omitted).
       compression: 0 to 9, for PNG.
       skip_existing: Skip outputs that already exist.
@@ -137,6 +140,7 @@ def upscale(
                 manifest=jobs.Manifest(manifest, made_with),
                 skip_existing=skip_existing,
                 progress=bar.update,
+                max_pixels=max_pixels,
             )
         pixels = _count_pixels(items, bar)
         for result in results:

@@ -14,7 +14,7 @@ import numpy as np
 from fmen_jax.errors import InputError
 from fmen_jax.images.picture_rows import PictureRows
 from fmen_jax.images.rgb8 import ENDINGS as DATA_ENDINGS
-from fmen_jax.images.rgb8 import reason
+from fmen_jax.images.rgb8 import has_field, reason
 
 ENDINGS = (*DATA_ENDINGS, '.avif')
 
@@ -40,11 +40,19 @@ class Opened:
         return self.rows.width, self.rows.height
 
 
-def open_picture(path: Path) -> Opened:
+MAX_PIXELS = 10**9
+"""Default limit of the pixels of an image, which a damaged header can exceed by far."""
+
+
+def open_picture(path: Path, *, max_pixels: int = MAX_PIXELS) -> Opened:
     """Open an image file and rotate it to its EXIF orientation; pixels are read on request.
 
+    Args:
+      path: image file.
+      max_pixels: number of pixels above which the image is refused.
+
     Raises:
-      InputError: If the file is not a readable image, or is of an unsupported kind.
+      InputError: If the file is not a readable image, is of an unsupported kind, or is too large.
     """
     import pyvips
 
@@ -56,7 +64,12 @@ def open_picture(path: Path) -> Opened:
         )
         if problem := _problem(image):
             raise InputError(f'{path}: {problem}.')
-        turned = 'orientation' in image.get_fields() and image.get('orientation') > 1
+        if image.width * image.height > max_pixels:
+            raise InputError(
+                f'{path}: {image.width}x{image.height} are {image.width * image.height:,} pixels; '
+                f'at most {max_pixels:,} are allowed. If the file is right, raise max-pixels.'
+            )
+        turned = has_field(image, 'orientation') and image.get('orientation') > 1
         if turned or image.hasalpha():  # read out of order or more than once
             image = pyvips.Image.new_from_file(str(path), fail_on='error', revalidate=True)
         image = _in_rgb(image.autorot())
@@ -83,7 +96,7 @@ def _problem(image: Any) -> str:
     loader = image.get('vips-loader').removesuffix('load')
     if loader not in _LOADERS:
         return f'is {loader} inside; only {", ".join(_LOADERS)} are handled'
-    if 'n-pages' in image.get_fields() and image.get('n-pages') > 1:
+    if has_field(image, 'n-pages') and image.get('n-pages') > 1:
         return f'has {image.get("n-pages")} pages; only single pictures are handled'
     if image.format not in (*_DTYPES, 'double'):
         return f'has pixels of type {image.format}; 8 and 16 bit and float are handled'
@@ -95,7 +108,7 @@ def _problem(image: Any) -> str:
 
 def _in_rgb(image: Any) -> Any:
     if image.interpretation in ('cmyk', 'lab', 'labs'):
-        profile = 'icc-profile-data' in image.get_fields() and image.interpretation == 'cmyk'
+        profile = has_field(image, 'icc-profile-data') and image.interpretation == 'cmyk'
         depth = 16 if image.format == 'ushort' else 8
         image = (
             image.icc_transform('srgb', embedded=True, depth=depth)
@@ -103,7 +116,7 @@ def _in_rgb(image: Any) -> Any:
             else image.colourspace('rgb16' if depth == 16 else 'srgb')
         )
         image = image.copy()
-        if 'icc-profile-data' in image.get_fields():
+        if has_field(image, 'icc-profile-data'):
             image.remove('icc-profile-data')  # the pixels are sRGB now
     return image.cast('float') if image.format == 'double' else image
 

@@ -51,7 +51,7 @@ def read(path: Path) -> Picture:
         image: Any = pyvips.Image.new_from_file(str(path), fail_on='error', revalidate=True)
         if problem := _problem(image):
             raise InputError(f'{path}: {problem}')
-        profile = image.get(_PROFILE) if _PROFILE in image.get_fields() else None
+        profile = image.get(_PROFILE) if has_field(image, _PROFILE) else None
         pixels = image.autorot().numpy()
     except pyvips.Error as error:
         raise InputError(f'{path}: not a whole, readable picture: {reason(error)}') from error
@@ -61,13 +61,21 @@ def read(path: Path) -> Picture:
     return Picture(pixels, gray, profile)
 
 
+def has_field(image: Any, name: str) -> bool:
+    """Whether a libvips image has a metadata field.
+
+    Unlike `get_fields`, this works for an image with fields whose names cannot be decoded.
+    """
+    return bool(image.get_typeof(name))
+
+
 def _problem(image: Any) -> str:
     """Return the reason why an image is not supported; '' if it is supported."""
     found = f'{image.format}, {image.bands} channels, {image.interpretation}'
     loader = image.get('vips-loader').removesuffix('load')
     if loader not in _LOADERS:
         return f'is {loader} inside; only {", ".join(_LOADERS)} are handled'
-    if 'n-pages' in image.get_fields() and image.get('n-pages') > 1:
+    if has_field(image, 'n-pages') and image.get('n-pages') > 1:
         return f'has {image.get("n-pages")} pages; only single pictures are handled'
     if image.hasalpha():
         return f'is transparent ({found}); remove its alpha channel first'

@@ -4,21 +4,24 @@ import dataclasses
 import shutil
 import struct
 import tempfile
+import warnings
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from fmen_jax.errors import InputError
+from fmen_jax.errors import FMENWarning, InputError
 from fmen_jax.files import check_ending, written_aside
 from fmen_jax.images.read import ENDINGS, Opened
-from fmen_jax.images.rgb8 import reason
+from fmen_jax.images.rgb8 import has_field, reason
 
 _BLOBS = ('icc-profile-data', 'exif-data', 'xmp-data', 'iptc-data')
 _LARGEST = {'.jpg': 65535, '.jpeg': 65535, '.webp': 16383, '.avif': 16384}
 """Largest side of an image in pixels that a format can store."""
 _IN_MEMORY = 2**26
 """Output size in bytes above which rows are buffered on disk."""
+_STRIP = 2**16
+"""Bytes of a strip in the file in which rows wait on disk, unless a row is longer."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,12 +55,16 @@ class SaveOptions:
 
 
 def _header(height: int, width: int, channels: int, dtype: np.dtype) -> bytes:
-    """Return a BigTIFF header that turns the pixel rows after it into a TIFF, one strip per row.
+    """Return a BigTIFF header that turns the pixel rows after it into a TIFF.
 
     libvips keeps only a few rows of such a file in memory at a time, whereas it would map a file of
-    raw pixels into memory as a whole.
+    raw pixels into memory as a whole. A strip has several rows if these are short, so that the
+    tables of strips stay small beside the pixels.
     """
     row = width * channels * dtype.itemsize
+    rows_per_strip = min(max(_STRIP // row, 1), height)
+    strips = -(-height // rows_per_strip)
+    last = height - (strips - 1) * rows_per_strip
     short, long8 = 3, 16
     tags: list[tuple[int, int, list[int]]] = [
         (256, long8, [width]),
@@ -65,20 +72,20 @@ def _header(height: int, width: int, channels: int, dtype: np.dtype) -> bytes:
         (258, short, [8 * dtype.itemsize] * channels),
         (259, short, [1]),  # no compression
         (262, short, [1 if channels < 3 else 2]),  # gray or RGB
-        (273, long8, [0] * height),  # row offsets, set below
+        (273, long8, [0] * strips),  # offsets of the strips, set below
         (277, short, [channels]),
-        (278, long8, [1]),  # rows per strip
-        (279, long8, [row] * height),
+        (278, long8, [rows_per_strip]),
+        (279, long8, [row * rows_per_strip] * (strips - 1) + [row * last]),
         (338, short, [2] if channels in (2, 4) else []),  # alpha, not premultiplied
         (339, short, [3 if dtype.kind == 'f' else 1] * channels),
     ]
     tags = [tag for tag in tags if tag[2]]
     tables = 16 + 8 + 20 * len(tags) + 8  # end of the directory
-    start = tables + 2 * 8 * height
+    start = tables + 2 * 8 * strips
     entries, behind = b'', b''
     for number, kind, values in tags:
         if number == 273:
-            values = [start + y * row for y in range(height)]
+            values = [start + i * rows_per_strip * row for i in range(strips)]
         data = np.array(values, '<u2' if kind == short else '<u8').tobytes()
         entries += struct.pack('<HHQ', number, kind, len(values))
         if len(data) > 8:
@@ -190,14 +197,27 @@ class Writer:
 
         source = self._source.image
         image = image.copy(xres=source.xres, yres=source.yres)
-        for name in source.get_fields():
+        for name in self._field_names():
             if name in _BLOBS:
                 image.set_type(pyvips.GValue.blob_type, name, source.get(name))
             elif name.startswith('exif-ifd') and 'Orientation' not in name:
                 image.set_type(pyvips.GValue.gstr_type, name, source.get(name))
-        if 'exif-data' in source.get_fields():
+        if has_field(source, 'exif-data'):
             # the EXIF block still holds the orientation, which the pixels already have
             image.set_type(pyvips.GValue.gint_type, 'orientation', 1)
             upright = '1 (Top-left, Short, 1 components, 2 bytes)'
             image.set_type(pyvips.GValue.gstr_type, 'exif-ifd0-Orientation', upright)
         return image
+
+    def _field_names(self) -> list[str]:
+        """Names of the metadata fields of the source; of its blobs alone if some are unreadable."""
+        image = self._source.image
+        try:
+            return image.get_fields()
+        except UnicodeDecodeError:
+            warnings.warn(
+                f'{self._path}: metadata of the source whose names are not UTF-8 was dropped.',
+                FMENWarning,
+                stacklevel=2,
+            )
+            return [name for name in _BLOBS if has_field(image, name)]

@@ -17,7 +17,7 @@ from typing import Any
 from fmen_jax.errors import FMENError
 from fmen_jax.files import sha256
 from fmen_jax.images.picture_rows import PictureRows
-from fmen_jax.images.read import Opened, open_picture
+from fmen_jax.images.read import MAX_PIXELS, Opened, open_picture
 from fmen_jax.images.write import SaveOptions, Writer
 from fmen_jax.inference.planning import Item
 from fmen_jax.inference.upscaler import Upscaler
@@ -94,6 +94,7 @@ def run(
     manifest: Manifest | None = None,
     skip_existing: bool = False,
     progress: Callable[[int], object] = int,
+    max_pixels: int = MAX_PIXELS,
 ) -> Iterator[Result]:
     """Upscale and write each picture; a failure is reported in its result, and the rest continue.
 
@@ -104,6 +105,7 @@ def run(
       manifest: record of earlier outputs, which are skipped; new outputs are added to it.
       skip_existing: whether to skip all outputs that exist, whatever made them.
       progress: called with the number of LR pixels finished since the last call.
+      max_pixels: number of LR pixels above which a picture is refused.
     """
     done: queue.Queue[Result | None] = queue.Queue()
     todo = []
@@ -113,7 +115,7 @@ def run(
             yield Result(item, skipped=True)
         else:
             todo.append(item)
-    work = _Work(todo, upscaler, options, progress, done)
+    work = _Work(todo, upscaler, options, progress, max_pixels, done)
     thread = threading.Thread(target=work.run, daemon=True)
     thread.start()
     try:
@@ -137,10 +139,11 @@ class _Work:
         upscaler: Upscaler,
         options: SaveOptions,
         progress: Callable[[int], object],
+        max_pixels: int,
         done: queue.Queue[Result | None],
     ) -> None:
         self._items, self._upscaler, self._options = items, upscaler, options
-        self._progress, self._done = progress, done
+        self._progress, self._max_pixels, self._done = progress, max_pixels, done
         self._open: dict[int, tuple[Item, Opened, Writer]] = {}
         self.stopped = threading.Event()
         self.fault: BaseException | None = None
@@ -187,15 +190,16 @@ class _Work:
         number = 0
         while not self.stopped.is_set():
             for item in itertools.islice(items, _AHEAD - len(upcoming)):
-                upcoming.append((item, opener.submit(_opened, item.source)))
+                future = opener.submit(_opened, item.source, self._max_pixels)
+                upcoming.append((item, future))
             if not upcoming:
                 return
             item, future = upcoming.popleft()
             try:
                 opened = future.result()
                 writer = Writer(item.target, opened, self._upscaler.scale, self._options)
-            except (FMENError, OSError) as error:
-                self._done.put(Result(item, error=str(error)))
+            except Exception as error:  # whatever is wrong with one picture, the others go on
+                self._done.put(Result(item, error=_message(item.source, error)))
                 continue
             self._open[number] = (item, opened, writer)
             number += 1
@@ -207,16 +211,22 @@ class _Work:
             return
         try:
             writer.save()
-        except (FMENError, OSError) as error:
-            self._done.put(Result(item, error=str(error)))
+        except Exception as error:
+            self._done.put(Result(item, error=_message(item.target, error)))
         else:
             width, height = (side * self._upscaler.scale for side in opened.size)
             self._done.put(Result(item, opened.size, (width, height)))
 
 
-def _opened(path: Path) -> Opened:
+def _message(path: Path, error: Exception) -> str:
+    """What to report of an error; the path and the kind of error where its text lacks them."""
+    known = isinstance(error, FMENError | OSError)
+    return str(error) if known else f'{path}: {type(error).__name__}: {error}'
+
+
+def _opened(path: Path, max_pixels: int) -> Opened:
     """Open a picture, and decode it entirely unless it is large."""
-    opened = open_picture(path)
+    opened = open_picture(path, max_pixels=max_pixels)
     rows = opened.rows
     if rows.height * rows.width > _READ_AHEAD:
         return opened

@@ -120,7 +120,8 @@ class Upscaler:
                     outputs = self._run(np.stack([tile.x for tile in tiles]))
                     for tile, output in zip(tiles, outputs, strict=True):
                         tile.keep(output, self.scale)
-            except FMENError as error:
+            except Exception as raised:
+                error = _as_fmen_error(raised)
                 new = {tile.band.picture for tile in tiles} - failed.keys()
                 failed.update(dict.fromkeys(new, error))
                 yield from ((number, error) for number in sorted(new))
@@ -144,8 +145,8 @@ class Upscaler:
                         ):
                             yield from run()
                         tiles.append(tile)
-            except FMENError as error:
-                failed[number] = error
+            except Exception as raised:  # whatever is wrong with one picture, the others go on
+                failed[number] = error = _as_fmen_error(raised)
                 yield number, error
         yield from run()
 
@@ -273,6 +274,15 @@ class _Band:
         if self._rows.constant_alpha is not None:
             self.output[..., -1] = self._rows.constant_alpha
         return self.output
+
+
+def _as_fmen_error(error: Exception) -> FMENError:
+    """The error itself, or one that names an unexpected error and has it as its cause."""
+    if isinstance(error, FMENError):
+        return error
+    found = FMENError(f'{type(error).__name__}: {error}')
+    found.__cause__ = error
+    return found
 
 
 def _in_type(y: np.ndarray, dtype: np.dtype) -> np.ndarray:
