@@ -106,7 +106,9 @@ class Network:
         porting.write(Path(path), self.state_dict(dialect), metadata)
 
 
-def load(weights: str | Path, *, precision: str = 'highest') -> Network:
+def load(
+    weights: str | Path, *, precision: str = 'highest', allow_nonfinite: bool = False
+) -> Network:
     """The network of a checkpoint; configuration and scale are found in its keys and shapes.
 
     Args:
@@ -114,13 +116,36 @@ def load(weights: str | Path, *, precision: str = 'highest') -> Network:
         .safetensors file, or the name of published weights (`weights.download.PUBLISHED`), which
         are downloaded when they are first used.
       precision: of products on accelerators, see `Network`.
+      allow_nonfinite: whether to accept NaN and infinity among the weights, which make every output
+        NaN; for research.
 
     Raises:
-      InputError: no such file or name, or not the weights of a network we know.
+      InputError: no such file or name, not the weights of a network we know, or weights that are
+        not finite.
       DownloadError: published weights could not be fetched; the message says what to put where.
     """
-    ported = _read(resolve_weights(weights))
+    path = resolve_weights(weights)
+    ported = _read(path)
+    if not allow_nonfinite:
+        _check_finite(path, ported)
     return Network(ported.config, ported.graph, ported.variables, ported.dialect, precision)
+
+
+def _check_finite(path: Path, ported: porting.Ported) -> None:
+    state = porting.to_state_dict(
+        ported.variables, ported.config, ported.graph, dialect=ported.dialect
+    )
+    bad = [
+        f'{name} ({int((~finite).sum())} of {finite.size})'
+        for name, array in state.items()
+        if not (finite := np.isfinite(array)).all()
+    ]
+    if bad:
+        more = f' and {len(bad) - 3} more tensors' if len(bad) > 3 else ''
+        raise InputError(
+            f'{path}: holds NaN or infinity in {", ".join(bad[:3])}{more}, which would make outputs '
+            'NaN: the file is damaged, or its training diverged. allow-nonfinite loads it anyway.'
+        )
 
 
 def _read(path: Path) -> porting.Ported:

@@ -15,7 +15,7 @@ from fmen_jax import porting
 from fmen_jax.errors import InputError
 from fmen_jax.images import rgb8
 from fmen_jax.models.fmen import FMENConfig
-from tests.helpers import ROOT, Golden, assert_close, corrupted, differs
+from tests.helpers import ROOT, Golden, assert_close, corrupted, differs, run_cli
 
 NETWORKS = {'fmen_github': 'fmen_s_x4_github.pt', 'fmen_ntire': 'fmen_s_x4_ntire2022.pth'}
 
@@ -157,3 +157,23 @@ def test_upscale_takes_arrays_and_paths(weights: Path, tmp_path: Path) -> None:
     assert fmen_jax.upscale(net, pixels, self_ensemble=True).shape == (40, 62, 3)
     with pytest.raises(InputError, match=r'pixels are float64\[2, 2, 1\]'):
         fmen_jax.upscale(net, np.zeros((2, 2)))
+
+
+@pytest.mark.parametrize('value', [np.nan, np.inf, -np.inf])
+def test_weights_that_are_not_finite_are_refused(
+    value: float, tiny_x2: Golden, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / 'damaged.safetensors'
+    state = {key: array.copy() for key, array in tiny_x2.below('train/').items()}
+    state['head.weight'].flat[5] = value
+    state['ERBs.0.conv1.expand_conv.bias'][:2] = value
+    porting.write(path, state, {})
+    with pytest.raises(InputError, match=r'head.weight \(1 of \d+\), ERBs.0.*bias \(2 of'):
+        fmen_jax.load(path)
+    assert fmen_jax.load(path, allow_nonfinite=True).config.scale == 2
+    output = ('-o', tmp_path / 'out.safetensors')
+    assert run_cli('export', path, *output) == 2
+    assert 'allow-nonfinite loads it anyway' in capsys.readouterr().err
+    assert not output[1].exists()
+    assert run_cli('export', path, *output, '--allow-nonfinite') == 0
+    assert output[1].exists()

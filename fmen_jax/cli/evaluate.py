@@ -27,6 +27,7 @@ def evaluate(
     csv: Path | None = None,
     markdown: Path | None = None,
     sheet: Path | None = None,
+    allow_nonfinite: bool = False,
 ) -> int:
     """Measure PSNR and SSIM of networks on benchmark folders, and print a table.
 
@@ -41,13 +42,14 @@ def evaluate(
       csv: File for the scores.
       markdown: File for the table.
       sheet: Picture file for a contact sheet: LR, bicubic, every network, HR.
+      allow_nonfinite: Accept weights with NaN or infinity, which are refused otherwise.
     """
     rule = protocols.protocol(protocol)
     contact = Sheet() if sheet else None
     if sheet:
         check_ending(sheet, rgb8.ENDINGS, 'a picture')
     keep_compiled()
-    upscalers = {name: Upscaler(load(name)) for name in weights}
+    upscalers = {name: Upscaler(load(name, allow_nonfinite=allow_nonfinite)) for name in weights}
     work = [
         (_label(name, weights), _label(folder, data), upscaler, find_pairs(folder, scale))
         for name, upscaler in upscalers.items()

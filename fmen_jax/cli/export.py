@@ -21,6 +21,7 @@ def export(
     output: Annotated[Path, arg(aliases=['-o'])],
     shape: tuple[int, int, int] | None = None,
     dialect: Literal['github', 'ntire2022'] = 'github',
+    allow_nonfinite: bool = False,
 ) -> int:
     """Convert a network to another format, chosen by the ending of the output. It is folded first.
 
@@ -35,12 +36,13 @@ def export(
       output: File to write.
       shape: N H W of the input, for an ONNX model of one size; any size if omitted.
       dialect: Key names of a checkpoint.
+      allow_nonfinite: Accept weights with NaN or infinity, which are refused otherwise.
     """
     ending = output.suffix.lower()
     check_ending(output, ENDINGS, 'an exported network')
     if shape and ending != '.onnx':
         raise InputError(f'{output}: a fixed shape is for .onnx; the others take any size.')
-    network = load(weights).fold()
+    network = load(weights, allow_nonfinite=allow_nonfinite).fold()
     if ending == '.onnx':
         data = to_onnx(network, shape=shape)
     elif ending == '.stablehlo':

@@ -40,6 +40,7 @@ def upscale(
     batch: int = 1,
     self_ensemble: bool = False,
     max_pixels: int = MAX_PIXELS,
+    allow_nonfinite: bool = False,
     quality: int | None = None,
     compression: int | None = None,
     skip_existing: bool = False,
@@ -76,6 +77,7 @@ def upscale(
       self_ensemble: Average over the eight flips and rotations, which takes eight times as long.
       max_pixels: Number of LR pixels above which a picture is refused; a damaged header may claim
         any size.
+      allow_nonfinite: Accept weights with NaN or infinity, which are refused otherwise.
       quality: 1 to 100, for JPEG (default 95), AVIF (90) and WebP (lossless if omitted).
       compression: 0 to 9, for PNG.
       skip_existing: Skip outputs that already exist.
@@ -92,7 +94,7 @@ def upscale(
             f'there are no weights for x{scale} in the package, only for {scales}: choose one of '
             'these scales, or name a checkpoint with --weights.'
         )
-    network = load(weights)
+    network = load(weights, allow_nonfinite=allow_nonfinite)
     if scale not in (None, network.config.scale):
         raise InputError(f'{weights} is x{network.config.scale}, but x{scale} is asked for.')
     inputs = [name for given in (*pictures, *input) for name in _names(given)]
