@@ -143,7 +143,7 @@ def _check_finite(path: Path, ported: porting.Ported) -> None:
     if bad:
         more = f' and {len(bad) - 3} more tensors' if len(bad) > 3 else ''
         raise InputError(
-            f'{path}: holds NaN or infinity in {", ".join(bad[:3])}{more}, which would make outputs '
+            f'{path}: holds NaN or infinity in {", ".join(bad[:3])}{more}, which makes outputs '
             'NaN: the file is damaged, or its training diverged. allow-nonfinite loads it anyway.'
         )
 
