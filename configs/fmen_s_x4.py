@@ -1,13 +1,15 @@
-"""FMEN-S x4, as published as far as it is.
+"""FMEN-S x4, trained as published, as far as the recipe is known.
 
     fmen-jax train configs/fmen_s_x4.py --workdir runs/fmen_s_x4 \
         --data.train div2k/bicubic_x4 --data.validation Set5
 
-Published (arXiv 2204.08397, its code and issues): the network, the expand ratio of 2, input in
-0..255, and that the framework is EDSR's. As third parties report it: L1, Adam at 5e-4 with betas
-0.9 and 0.999, batches of 64 patches of 64x64 LR pixels. Not published, so as EDSR's framework has
-it: a million steps, halved every fifth, eight flips. Which pictures were used is not confirmed:
-DIV2K, likely with Flickr2K.
+Published (arXiv 2204.08397, its code and issues): the network, the expand ratio of 2, inputs in
+0..255, and the use of EDSR's framework.
+Reported by third parties: the L1 loss, Adam with a learning rate of 5e-4 and betas of 0.9 and
+0.999, and batches of 64 patches of 64x64 LR pixels.
+Not published, and therefore taken from EDSR's framework: a million steps, a learning rate that is
+halved after each fifth of them, and the eight flips and rotations.
+Not confirmed: the training images (DIV2K, probably with Flickr2K).
 """
 
 from fmen_jax.data.batches import PipelineConfig

@@ -1,6 +1,8 @@
-"""FMEN-S x2 as the package ships it: from x4's weights, under an hour on two CPU cores.
+"""The FMEN-S x2 of the package, trained from the x4 weights in under an hour on two CPU cores.
 
-fmen-jax train configs/shipped_x2.py --workdir runs/shipped_x2 \
+Command:
+
+    fmen-jax train configs/shipped_x2.py --workdir runs/shipped_x2 \
         --init-from runs/shipped_x4/train_weights.safetensors \
         --data.train ../shared/data/train/photos ../shared/data/train/gb82 \
         --data.validation ../shared/data/validation/Kodak24

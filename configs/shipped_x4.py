@@ -1,12 +1,13 @@
-"""FMEN-S x4 as the package ships it: hours on two CPU cores, from scratch.
+"""The FMEN-S x4 of the package, trained from scratch in hours on two CPU cores.
 
     fmen-jax train configs/shipped_x4.py --workdir runs/shipped_x4 \
         --data.train ../shared/data/train/photos ../shared/data/train/gb82 \
         --data.validation ../shared/data/validation/Kodak24
 
-The paper's network and loss; not its recipe, which takes a GPU: weights that begin as bicubic, a
-higher learning rate that falls to nothing along a cosine, smaller batches, averaged weights. Chosen
-by validation on Kodak24.
+The network and the loss are those of the paper, but the recipe is not, because the paper's requires
+a GPU. This one uses initial weights that compute bicubic interpolation, a higher learning rate that
+decays to 0 along a cosine, smaller batches, and averaged weights. It was chosen by validation on
+Kodak24.
 """
 
 from fmen_jax.data.batches import PipelineConfig

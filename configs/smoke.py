@@ -1,6 +1,8 @@
-"""A network and a run small enough for a test: seconds on one core.
+"""A network and a run that are small enough for a test: they take seconds on one core.
 
-fmen-jax train configs/smoke.py --workdir /tmp/smoke --data.train FOLDER
+Command:
+
+    fmen-jax train configs/smoke.py --workdir /tmp/smoke --data.train FOLDER
 """
 
 from fmen_jax.data.batches import PipelineConfig

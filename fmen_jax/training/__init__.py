@@ -1,1 +1,1 @@
-"""From photographs to a trained network."""
+"""Training of networks on photographs."""

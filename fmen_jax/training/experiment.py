@@ -17,16 +17,16 @@ from fmen_jax.training.step import StepConfig
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-    """Pictures for training and for validation."""
+    """Images for training and for validation."""
 
     train: tuple[str, ...] = ()
-    """Folders of HR pictures or of pairs, or names such as div2k/bicubic_x4."""
+    """Folders of HR images or of LR/HR pairs, or names such as div2k/bicubic_x4."""
     broken: Broken = 'refuse'
-    """What to do with pictures that cannot be read: refuse to start, or skip them."""
+    """Treatment of images that cannot be read: refuse to start, or skip them."""
     validation: tuple[str, ...] = ()
-    """Benchmark folders. The best checkpoint is that with the highest mean PSNR over them."""
+    """Benchmark folders. The best checkpoint is the one with the highest mean PSNR over them."""
     protocol: str = 'y'
-    """Protocol of the validation: y, edsr-div2k or ntire-esr."""
+    """Evaluation protocol for validation: y, edsr-div2k or ntire-esr."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,9 +36,9 @@ class LoopConfig:
     steps: int = 1_000_000
     """Total number of updates."""
     log_every: int = 100
-    """Number of steps between two lines of the log."""
+    """Number of steps between two log records."""
     validate_every: int = 5000
-    """Number of steps between two validations, each of which is followed by a checkpoint."""
+    """Number of steps between two validations. A checkpoint is saved after each validation."""
     checkpoint_every: int = 1000
     """Number of steps between two checkpoints."""
     keep: int = 2
@@ -51,16 +51,18 @@ class Experiment:
 
     model: FMENConfig = FMENConfig()
     graph: Graph = 'collapsed'
-    """Graph to train: 'collapsed' is the fast form of the train graph, 'expanded' its reference
-    form with the same values, and 'deploy' the folded network, to fine-tune folded weights."""
+    """Graph to train: 'collapsed' is the fast form of the train graph, 'expanded' is its reference
+    form with the same values, and 'deploy' is the folded network, to fine-tune folded weights."""
     init_from: str = ''
-    """Checkpoint or name of weights to start from; if empty, they are initialised as `start` says.
-    From weights of another scale, the tail is computed by area averaging."""
+    """Checkpoint or name of weights to start from. If empty, `start` selects the initial weights.
+    If the weights are for another scale, their tail is converted to `model.scale` by area
+    averaging."""
     start: Start = 'pytorch'
-    """Initial weights: 'pytorch' is PyTorch's default distribution; with 'bicubic' the head and the
-    tail alone compute bicubic interpolation, so that training starts at its PSNR."""
+    """Initial weights: 'pytorch' draws them from PyTorch's default distribution; with 'bicubic',
+    the head and the tail alone compute bicubic interpolation, so that training starts at its
+    PSNR."""
     seed: int = 0
-    """Seed of the initial weights. The batches have a seed of their own."""
+    """Seed for the initial weights. Batches have their own seed, `pipeline.seed`."""
     data: DataConfig = DataConfig()
     pipeline: PipelineConfig = PipelineConfig()
     optim: OptimConfig = OptimConfig()
@@ -102,7 +104,7 @@ FREE = (
 
 
 def flat(settings: Any, prefix: str = '') -> dict[str, Any]:
-    """Return nested settings as a flat dict, {'optim.learning_rate': 0.0005, ...}."""
+    """Return nested settings as a flat dict, such as {'optim.learning_rate': 0.0005, ...}."""
     found: dict[str, Any] = {}
     for field in dataclasses.fields(settings):
         value = getattr(settings, field.name)
@@ -117,7 +119,7 @@ def load_experiment(path: Path) -> Experiment:
     """Return the variable `experiment` of a Python file.
 
     Raises:
-      InputError: the file does not exist or defines no experiment.
+      InputError: If the file does not exist or defines no experiment.
     """
     if not path.is_file():
         raise InputError(f'{path}: no such file; expected an experiment, such as configs/smoke.py.')

@@ -1,4 +1,4 @@
-"""The log of a run: JSON lines, TensorBoard and whoever listens; written by process 0."""
+"""The log of a run, which process 0 writes as JSON lines, to TensorBoard and to a callback."""
 
 import json
 import math
@@ -19,7 +19,7 @@ Report = Callable[[dict[str, Any]], object]
 class Log:
     """Writes `metrics.jsonl`, `tensorboard/` and `pictures/` in a workdir.
 
-    A run that goes on at a step forgets what an earlier one wrote after its checkpoint there.
+    When a run is resumed from the checkpoint of step `start`, later records are discarded.
     """
 
     def __init__(self, workdir: Path, start: int, report: Report) -> None:
@@ -36,7 +36,7 @@ class Log:
         self._board = tensorboardX.SummaryWriter(folder, purge_step=start + 1)
 
     def record(self, step: int, **values: Any) -> None:
-        """Write numbers of a step; a dict of numbers becomes one curve each."""
+        """Write the values of a step; each value in a dict becomes a curve of its own."""
         if not self._writes:
             return
         with self._path.open('a', encoding='utf-8') as file:
@@ -48,7 +48,7 @@ class Log:
         self._report({'step': step, **values})
 
     def picture(self, step: int, name: str, pixels: np.ndarray) -> None:
-        """Show [H, W, 3] uint8 in TensorBoard, and its last state in pictures/."""
+        """Write an image [H, W, 3] uint8 to TensorBoard, and its latest version to pictures/."""
         if self._writes:
             path = self._path.parent / 'pictures' / f'{name}.png'
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -56,7 +56,7 @@ class Log:
             self._board.add_image(name, pixels, step, dataformats='HWC')
 
     def close(self) -> None:
-        """Write what waits."""
+        """Write pending TensorBoard events and close the file."""
         if self._writes:
             self._board.close()
 
@@ -64,5 +64,5 @@ class Log:
 def _step_of(line: str) -> float:
     try:
         return json.loads(line)['step']
-    except ValueError:  # cut off by a kill
+    except ValueError:  # the process was killed while writing
         return math.inf

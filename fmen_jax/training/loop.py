@@ -1,4 +1,4 @@
-"""The training loop: data in, checkpoints and a folded network out, exactly resumable."""
+"""The training loop: reads data, writes checkpoints and folded weights, and resumes exactly."""
 
 import dataclasses
 import json
@@ -28,7 +28,7 @@ from fmen_jax.training.state import TrainState, init_state
 from fmen_jax.training.step import Metrics, make_train_step
 from fmen_jax.training.validation import MakeUpscaler, Validation
 
-# A trace begins after this many steps, when compilation is over and the pipeline is full.
+# Number of steps before a trace begins. After them, compilation is over and the pipeline is full.
 _BEFORE_TRACE = 5
 
 
@@ -41,28 +41,32 @@ def train(
     workdir: Path,
     *,
     upscaler: MakeUpscaler,
-    report: Report = dict,  # which does nothing
+    report: Report = dict,  # has no effect
     profile: int = 0,
 ) -> Path | None:
-    """Train, or go on where the run in `workdir` stopped; the same command does both.
+    """Train a network, or resume the run in `workdir`; the same call does both.
 
-    In a cluster every process calls this, with a workdir that all of them see.
+    In a cluster, every process calls this function, with a workdir that all of them can access.
 
     Args:
-      experiment: the settings, which are saved in `workdir`.
-      workdir: gets config.json, metrics.jsonl, tensorboard/, checkpoints/ and at the end
+      experiment: Settings of the run, which are saved in `workdir`.
+      workdir: Folder for config.json, metrics.jsonl, tensorboard/, checkpoints/ and, at the end,
         weights.safetensors (folded) with its card.json, and train_weights.safetensors.
-      upscaler: makes of a folded network a function on 8-bit pictures, for validation.
-      report: called with every record of the log.
-      profile: steps of which to write a trace to workdir/profile, for TensorBoard or Perfetto.
+      upscaler: Function that makes an upscaler of 8-bit images from a folded network, for
+        validation.
+      report: Function that is called with every log record.
+      profile: Number of steps of which a trace is written to workdir/profile, for TensorBoard or
+        Perfetto.
 
     Returns:
-      The folded weights; None if SIGTERM or Ctrl-C ended the run early, after a checkpoint.
+      Path of the folded weights, or None if SIGTERM or Ctrl-C ended the run early, in which case a
+      checkpoint was saved.
 
     Raises:
-      InputError: settings or data that cannot be, or another run's workdir.
-      DivergedError: the loss was not finite; the last checkpoint is from before.
-      LostError: another process of the cluster is gone; this one should end, not wait for it.
+      InputError: If the settings or data are invalid, or `workdir` belongs to a different run.
+      DivergedError: If the loss is not finite; the last checkpoint was saved before that.
+      LostError: If another process of the cluster is lost; this process should exit and not wait
+        for it.
     """
     e = experiment
     scale = e.model.scale
@@ -81,7 +85,7 @@ def train(
         unshuffled=True,
     )
     state = init_state(first_variables(e), optimizer, ema=e.step.ema_decay > 0)
-    _claim(workdir, e)  # not before the data and weights were found
+    _claim(workdir, e)  # only after the data and weights were found
     state = devices.replicate(mesh, state)
     checkpoints: Checkpoints | None = Checkpoints(workdir / 'checkpoints', keep=e.loop.keep)
     log: Log | None = None
@@ -90,7 +94,8 @@ def train(
         if checkpoints.latest is not None:
             state = checkpoints.load(state, checkpoints.latest)
         log = Log(workdir, int(state.step), report)
-        # the loss is taken before the pixel shuffle, which costs more memory than all else
+        # The loss is computed before the pixel shuffle, because the shuffle needs more memory than
+        # everything else.
         settings = e.step.on(jax.default_backend(), e.graph, e.pipeline.patch)
         settings = dataclasses.replace(settings, dtype=supported_dtype(settings.dtype))
         module = e.model.build(e.graph, packed=settings.packed, shuffle='none')
@@ -106,7 +111,7 @@ def train(
             state, finished = run.loop(state, batches, stop, tracing)
         if not finished:
             return None
-        # A run without validation has no best state, and ends with its last.
+        # A run without validation has no best state; its last state is used instead.
         best = checkpoints.best if validation else None
         chosen = checkpoints.load(state, best) if best not in (None, int(state.step)) else state
         if jax.process_index() == 0:
@@ -115,7 +120,7 @@ def train(
         return workdir / 'weights.safetensors'
     except (devices.LostError, InputError):
         if jax.process_count() > 1:
-            checkpoints = None  # closing waits for all processes, which may not come here
+            checkpoints = None  # closing waits for all processes, which may never get here
         raise
     finally:
         if checkpoints:
@@ -126,7 +131,7 @@ def train(
 
 
 class _Run:
-    """The loop over the steps, with what it needs besides the state."""
+    """The loop over the steps, with everything that it needs besides the state."""
 
     def __init__(
         self,
@@ -145,7 +150,7 @@ class _Run:
     def loop(
         self, state: TrainState, batches: Batches, stop: threading.Event, tracing: '_Tracing'
     ) -> tuple[TrainState, bool]:
-        """Run to the end, or until `stop`; the state, and whether it is the last one."""
+        """Run to the last step or until `stop` is set; return the state and whether it finished."""
         every, total = self._experiment.loop, self._experiment.loop.steps
         start = int(state.step)
         ahead = prefetched(batches, self._experiment.pipeline, start=start)
@@ -158,10 +163,11 @@ class _Run:
             waited += time.perf_counter() - before
             state, metrics = self._step(state, batch)
             if pending is not None:
-                self._check(pending, step - 1)  # while this step is under way
+                self._check(pending, step - 1)  # while this step is running
             pending = metrics
             logging = step % every.log_every == 0 or step == total
-            # processes agree where they meet anyway; one alone leaves at once
+            # Several processes agree to stop only where they synchronise anyway; a single process
+            # stops at once.
             leaving = stop.is_set()
             if jax.process_count() > 1:
                 leaving = logging and devices.any_process(leaving)
@@ -191,7 +197,7 @@ class _Run:
         return state, True
 
     def _validate(self, state: TrainState) -> float | None:
-        """On process 0; all of them get the figure."""
+        """Return the validation PSNR in dB, which process 0 computes and sends to all processes."""
         if not self._validation:
             return None
         psnr = 0.0
@@ -210,7 +216,7 @@ class _Run:
 
 
 class _Tracing:
-    """Writes a trace of some steps, after the first ones, in which things are compiled."""
+    """Writes a trace of some steps, after the first steps, which include compilation."""
 
     def __init__(self, folder: Path, steps: int) -> None:
         self._folder = folder
@@ -218,7 +224,7 @@ class _Tracing:
         self._active = False
 
     def before(self, count: int) -> None:
-        """To be called before the step of this run with this number, from 1."""
+        """Start or stop the trace; call this before step number `count` of this run, from 1."""
         if count == self._first < self._end:
             jax.profiler.start_trace(self._folder)
             self._active = True
@@ -226,17 +232,17 @@ class _Tracing:
             self.close()
 
     def close(self) -> None:
-        """Write the trace if one is under way."""
+        """Write the trace if one is being recorded."""
         if self._active:
             jax.profiler.stop_trace()
             self._active = False
 
 
 def _compare(workdir: Path, experiment: Experiment) -> None:
-    """Refuse a workdir that holds a run with other settings."""
+    """Raise an InputError if `workdir` contains a run with different settings."""
     path, now = workdir / 'config.json', flat(experiment)
     if path.exists():
-        # a setting that is younger than the run had its default
+        # Settings that were added after the run began had their default values.
         before = flat(Experiment()) | json.loads(path.read_text(encoding='utf-8'))
         changed = [
             f'\n  {name} is {now.get(name)}, was {before.get(name)}'
@@ -251,7 +257,7 @@ def _compare(workdir: Path, experiment: Experiment) -> None:
 
 
 def _claim(workdir: Path, experiment: Experiment) -> None:
-    """Save the settings in a new workdir."""
+    """Save the settings, if `workdir` is new."""
     path = workdir / 'config.json'
     if jax.process_index() == 0 and not path.exists():
         write_text(path, json.dumps(flat(experiment), indent=1) + '\n')
@@ -259,7 +265,7 @@ def _claim(workdir: Path, experiment: Experiment) -> None:
 
 @contextmanager
 def _signals() -> Iterator[threading.Event]:
-    """An event that SIGTERM and Ctrl-C set; a second Ctrl-C ends the program at once."""
+    """Yield an event that SIGTERM and Ctrl-C set; a second signal ends the program at once."""
     stop = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield stop

@@ -1,4 +1,4 @@
-"""The optimiser and its learning rate schedule."""
+"""The optimiser and its learning-rate schedule."""
 
 import dataclasses
 from typing import Any, Literal
@@ -20,16 +20,17 @@ class OptimConfig:
     learning_rate: float = 5e-4
     """Learning rate after the warm-up."""
     schedule: Literal['halve', 'cosine', 'constant'] = 'halve'
-    """Schedule of the learning rate: 'halve' halves it after each of `parts` equal parts of the
-    run, 'cosine' decays it along a cosine to `floor` times its value, 'constant' keeps it."""
+    """Learning-rate schedule: 'halve' halves the rate after each of `parts` equal parts of the run,
+    'cosine' decays it along a cosine to `floor` times `learning_rate`, and 'constant' does not
+    change it."""
     parts: int = 5
-    """Number of parts of the run, for the schedule 'halve'."""
+    """Number of equal parts of the run, for the schedule 'halve'."""
     floor: float = 0.0
     """Final learning rate of the schedule 'cosine', as a fraction of `learning_rate`."""
     warmup_steps: int = 0
-    """Number of steps in which the learning rate rises linearly from 0."""
+    """Number of warm-up steps, in which the learning rate rises linearly from 0."""
     b1: float = 0.9
-    """Decay rate of the first moment; the momentum of sgd; for muon, that of its Adam part."""
+    """Decay rate of the first moment; for sgd, the momentum; for muon, applies to its Adam part."""
     b2: float = 0.999
     """Decay rate of the second moment."""
     eps: float = 1e-8
@@ -37,13 +38,13 @@ class OptimConfig:
     beta: float = 0.95
     """Momentum of the orthogonalised updates, for muon."""
     weight_decay: float = 0.0
-    """Weight decay, for adamw, lion and muon (where it applies to the orthogonalised kernels)."""
+    """Weight decay, for adamw, lion and muon. For muon it applies to the orthogonalised kernels."""
     clip_norm: float = 0.0
-    """Maximum global norm of the gradients, to which larger ones are scaled down; 0 for none."""
+    """Maximum global norm of the gradients; larger ones are scaled down to it. 0 means no limit."""
 
 
 def make_schedule(config: OptimConfig, steps: int) -> optax.Schedule:
-    """Return the learning rate as a function of the step, for a run of `steps` steps."""
+    """Return the learning rate as a function of the step number, for a run of `steps` steps."""
     decay = max(steps - config.warmup_steps, 1)
     rate = config.learning_rate
     if config.schedule == 'constant':
@@ -51,7 +52,7 @@ def make_schedule(config: OptimConfig, steps: int) -> optax.Schedule:
     elif config.schedule == 'cosine':
         schedule = optax.cosine_decay_schedule(rate, decay, config.floor)
     else:
-        # rounded up, so that the last part is the short one
+        # Rounded up, so that the last part is the shortest.
         every = -(-decay // config.parts)
         schedule = optax.exponential_decay(rate, every, 0.5, staircase=True)
     if not config.warmup_steps:
@@ -64,7 +65,7 @@ def make_optimizer(config: OptimConfig, steps: int) -> optax.GradientTransformat
     """Return the optimiser for a run of `steps` steps.
 
     Raises:
-      InputError: the settings contradict each other.
+      InputError: If the settings contradict each other.
     """
     if config.warmup_steps >= steps:
         raise InputError(f'warmup_steps is {config.warmup_steps}, but the run has {steps} steps.')
@@ -88,13 +89,14 @@ def make_optimizer(config: OptimConfig, steps: int) -> optax.GradientTransformat
     return optimizer
 
 
-# The update of an orthogonalised kernel has this root mean square before the learning rate, which
-# is about that of Adam's, so that one learning rate serves both (Liu et al., arXiv 2502.16982).
+# Root mean square of the update of an orthogonalised kernel, before it is multiplied by the
+# learning rate. It is close to that of Adam's updates, so that the same learning rate suits both
+# (Liu et al., arXiv 2502.16982).
 _MUON_RMS = 0.2
 
 
 def _muon(config: OptimConfig, schedule: optax.Schedule) -> optax.GradientTransformation:
-    """Muon for kernels [kh, kw, C, F], each taken as a matrix [kh kw C, F]."""
+    """Return Muon for kernels [kh, kw, C, F], each treated as a matrix [kh kw C, F]."""
     matrix = optax.contrib.MuonDimensionNumbers(reduction_axis=(0, 1, 2), output_axis=3)
 
     def dimension_numbers(params: Any) -> Any:

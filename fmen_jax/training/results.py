@@ -1,4 +1,4 @@
-"""The weights at both ends of a run: those it starts from, and the folded ones it leaves."""
+"""The weights from which a run starts, and the folded weights that it produces."""
 
 import dataclasses
 import json
@@ -19,10 +19,12 @@ from fmen_jax.training.state import TrainState
 
 
 def first_variables(experiment: Experiment) -> Params:
-    """The variables before the first step: drawn, or a checkpoint's, whose scale may be another.
+    """Return the variables before the first step.
+
+    They are drawn at random or loaded from a checkpoint, which may be for another scale.
 
     Raises:
-      InputError: the checkpoint is of another network or graph.
+      InputError: If the checkpoint is of another network or graph.
     """
     e = experiment
     if not e.init_from:
@@ -45,7 +47,7 @@ def first_variables(experiment: Experiment) -> Params:
 
 
 def train_network(experiment: Experiment, state: TrainState) -> Network:
-    """The network of a state, not folded, with averaged parameters if there are any."""
+    """Return the network of a state, not folded, with the averaged parameters if there are any."""
     variables = jax.tree.map(np.asarray, jax.device_get(state.smoothed))
     if experiment.graph == 'deploy':
         variables.pop('batch_stats')
@@ -55,7 +57,11 @@ def train_network(experiment: Experiment, state: TrainState) -> Network:
 def write_weights(
     experiment: Experiment, workdir: Path, state: TrainState, psnr: float | None
 ) -> Path:
-    """Write the folded weights, their card, and what training can go on from."""
+    """Write the folded weights, their card and, for a train graph, the weights before folding.
+
+    Training can be continued from the weights before folding. Returns the path of the folded
+    weights.
+    """
     path = workdir / 'weights.safetensors'
     network = train_network(experiment, state)
     if experiment.graph != 'deploy':

@@ -1,4 +1,4 @@
-"""All that a training step changes, as one tree of arrays."""
+"""The training state: everything that a training step changes, as one tree of arrays."""
 
 from typing import Any
 
@@ -12,32 +12,35 @@ from fmen_jax.models.layers import Params
 
 
 class TrainState(flax.struct.PyTreeNode):
-    """Arrays alone: what is static is closed over by the step function."""
+    """Arrays of the training state. The step function closes over everything that is static."""
 
     step: Array
-    """How many updates were made: int32."""
+    """Number of updates so far, int32."""
     params: Params
     batch_stats: Params
     """Running statistics of the batch norms; empty for a deploy graph."""
     ema: Params
-    """Moving average of the parameters; empty if there is none."""
+    """Exponential moving average of the parameters; empty if averaging is disabled."""
     opt_state: Any
 
     @property
     def variables(self) -> Params:
-        """For `module.apply`: the parameters as they are."""
+        """Variables for `module.apply`, with the current parameters."""
         return {'params': self.params, 'batch_stats': self.batch_stats}
 
     @property
     def smoothed(self) -> Params:
-        """For `module.apply`: the averaged parameters, or those as they are if there are none."""
+        """Variables for `module.apply`, with the averaged parameters.
+
+        If averaging is disabled, these are the current parameters.
+        """
         return {'params': self.ema or self.params, 'batch_stats': self.batch_stats}
 
 
 def init_state(
     variables: Params, optimizer: optax.GradientTransformation, *, ema: bool
 ) -> TrainState:
-    """The state before the first step, from a network's variables (copied)."""
+    """Return the state before the first step, with a copy of the variables of a network."""
     copied = jax.tree.map(jnp.array, variables)
     params = copied['params']
     return TrainState(

@@ -1,6 +1,6 @@
-"""One training step: a pure function of state and batch.
+"""The training step: a pure function of state and batch.
 
-Images are [N, H, W, C], uint8 or float, in 0..255; so is the loss.
+Images are [N, H, W, C], uint8 or float, in 0..255. The loss is computed in the same range.
 """
 
 import dataclasses
@@ -20,8 +20,9 @@ from fmen_jax.runtime import devices
 from fmen_jax.training.state import TrainState
 
 Batch = dict[str, Array]
-"""`lr` [N, H, W, C] and `hr`, of the shape that the module gives: [N, scale H, scale W, C], or
-before the pixel shuffle [N, H, W, C scale^2], whose loss is the same sum in another order."""
+"""Dict of `lr` [N, H, W, C] and `hr`, which has the shape of the module's output: either
+[N, scale H, scale W, C] or, for an output before the pixel shuffle, [N, H, W, C scale^2]. The loss
+is the same sum in both, in a different order."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,26 +32,27 @@ class StepConfig:
     loss: Literal['l1', 'l2', 'charbonnier'] = 'l1'
     """Loss: the mean of |error| (l1), error^2 (l2) or sqrt(error^2 + 1e-6) (charbonnier)."""
     ema_decay: float = 0.0
-    """Decay rate of the exponential moving average of the parameters, which are
-    validated and saved as the weights; 0 disables averaging."""
+    """Decay rate of the exponential moving average of the parameters. The averaged parameters are
+    validated and saved as the weights. 0 disables averaging."""
     accumulate: int = 1
     """Number of parts into which a batch is split to save memory. Gradients are averaged over the
-    parts; batch norms see each part separately."""
+    parts; batch norms compute their statistics for each part separately."""
     dtype: Literal['auto', 'float32', 'bfloat16', 'float64'] = 'auto'
     """Dtype of images and activations. Parameters, batch statistics and the loss keep the dtype of
     the variables. 'auto' is bfloat16 on TPUs, which multiply in bfloat16 anyway, and float32
-    elsewhere. On a CPU bfloat16 needs AVX512-BF16 or AMX; float32 takes its place on others."""
+    elsewhere. On a CPU, bfloat16 requires AVX512-BF16 or AMX; other CPUs use float32 instead."""
     remat: Literal['auto', 'none', 'cheap', 'full'] = 'auto'
-    """What the backward pass recomputes instead of storing it: nothing ('none'), everything except
-    convolutions and batch statistics ('cheap'), or everything ('full'). 'auto' is 'cheap' on a CPU
-    and 'none' elsewhere (docs/tpu.md)."""
+    """Intermediate results that the backward pass recomputes instead of storing: none of them
+    ('none'), all except convolutions and batch statistics ('cheap'), or all ('full'). 'auto' is
+    'cheap' on a CPU and 'none' elsewhere (docs/tpu.md)."""
     packed: int = 0
-    """Number of pixels of a row to pack into the channels, which does not change the result; 2
-    fills the lanes of a TPU (docs/tpu.md). 0 means 2 on TPUs, if patches are even, and 1
-    elsewhere."""
+    """Number of adjacent pixels of a row that are packed into the channel dimension. Does not
+    change the result; 2 fills the lanes of a TPU (docs/tpu.md). 0 means 2 on TPUs if the patch
+    size is even and the graph is not 'expanded', and 1 otherwise."""
     statistics: Literal['global', 'device'] = 'global'
-    """Batch over which batch norms compute their statistics: the global one, as on a single device,
-    or the part on each device, which needs one exchange between devices per step instead of 31."""
+    """Batch over which batch norms compute their statistics: the global batch, as on a single
+    device, or the part on each device, which needs one exchange between devices per step instead
+    of 31."""
 
     def on(self, backend: str, graph: Graph = 'collapsed', patch: int = 2) -> 'StepConfig':
         """Return these settings with every 'auto' resolved for a backend: 'tpu', 'gpu' or 'cpu'."""
@@ -66,7 +68,7 @@ class StepConfig:
 
 
 class Metrics(flax.struct.PyTreeNode):
-    """Metrics of a step, scalars, of the state before its update."""
+    """Scalar metrics of a step, computed from the state before its update."""
 
     loss: Array
     gradient_norm: Array
@@ -88,10 +90,10 @@ def make_train_step(
     config: StepConfig,
     mesh: Mesh | None = None,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
-    """Return the training step of a network, to be jitted with its state donated.
+    """Return the training step of a network; jit it with the state donated.
 
-    Under jit with a sharded batch the batch norms use the statistics of the global batch, or, with
-    config.statistics 'device', those of each device's part of it, which `mesh` describes.
+    Under jit with a sharded batch, batch norms use the statistics of the global batch or, if
+    `config.statistics` is 'device', those of the part on each device of `mesh`.
     """
     config = config.on(jax.default_backend())
     dtype = jnp.dtype(config.dtype)
@@ -105,8 +107,8 @@ def make_train_step(
     def loss(params: Params, batch_stats: Params, batch: Batch) -> tuple[Array, Params]:
         policy = jax.checkpoint_policies.save_only_these_names(*kept)
         run = forward if config.remat == 'none' else jax.checkpoint(forward, policy=policy)
-        # libtpu 0.0.42 crashes on a conversion that it moves into the first convolution's gradient,
-        # with four patches a chip
+        # Without the barrier, libtpu 0.0.42 moves the conversion into the gradient of the first
+        # convolution, and crashes on it with four patches per chip.
         lr = lax.optimization_barrier(batch['lr'].astype(dtype))
         output, batch_stats = run(params, batch_stats, lr)
         wide = jnp.promote_types(dtype, jnp.float32)

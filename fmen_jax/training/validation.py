@@ -1,4 +1,4 @@
-"""Validation while training: PSNR on benchmark folders, and a few of the pictures."""
+"""Validation during training: PSNR in dB on benchmark folders, and a few images for the log."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -14,23 +14,23 @@ from fmen_jax.network import Network
 from fmen_jax.training.log import Log
 
 MakeUpscaler = Callable[[Network], Callable[[np.ndarray], np.ndarray]]
-"""Makes of a network a function on 8-bit pictures; inference has one, which stands to the right."""
+"""Function that makes an upscaler of 8-bit images from a network; `inference` provides one."""
 
 _SHOWN = 2
 _SHOWN_SIZE = 512
 
 
 class Validation:
-    """Scores networks on benchmark folders by a named protocol."""
+    """Scores networks on benchmark folders with a named protocol."""
 
     def __init__(
         self, folders: Sequence[str], protocol: str, scale: int, upscaler: MakeUpscaler
     ) -> None:
-        """Reads all pictures once.
+        """Read all images once, to check that they can be scored.
 
         Raises:
-          InputError: no such protocol, folders without pictures, two of the same name, or pictures
-            that cannot be scored.
+          InputError: If the protocol does not exist, a folder contains no images, two folders have
+            the same name, or an image cannot be scored.
         """
         self._protocol = protocols.protocol(protocol)
         self._folders: dict[str, list[Pair]] = {
@@ -49,7 +49,7 @@ class Validation:
         return bool(self._folders)
 
     def __call__(self, network: Network, step: int, log: Log) -> float | None:
-        """The mean PSNR in dB over the folders, each of which is logged; None without folders."""
+        """Log the PSNR in dB of each folder and return their mean, or None without folders."""
         if not self:
             return None
         upscale = self._upscaler(network)
@@ -77,7 +77,7 @@ class Validation:
         output: np.ndarray,
         _: object,
     ) -> None:
-        """Put bicubic, output and HR side by side, of a few pictures."""
+        """Log bicubic interpolation, output and HR side by side, for the images in `shown`."""
         if pair.name not in shown:
             return
         size = slice(_SHOWN_SIZE)
