@@ -76,7 +76,7 @@ def torch_export(net: Network) -> bytes:
         torch.onnx.export(
             torch_module(net),
             (x,),
-            file,
+            file,  # pyright: ignore[reportArgumentType]
             dynamo=False,
             input_names=['x'],
             output_names=['y'],

@@ -31,7 +31,7 @@ def draw(results: dict[str, Any], folder: Path) -> list[Path]:
 def _infer(figure: Any, rows: Rows) -> None:
     """Seconds against the fastest PyTorch of each size."""
     axes = figure.subplots()
-    axes.set_prop_cycle(color=matplotlib.colormaps['tab20'].colors)
+    axes.set_prop_cycle(color=matplotlib.colormaps['tab20'].colors)  # pyright: ignore
     sizes = list(dict.fromkeys((r['height'], r['width']) for r in rows))
     best = {
         size: min(

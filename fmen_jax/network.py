@@ -1,4 +1,4 @@
-"""A network with its weights: `load` a checkpoint, call it, fold it, save it."""
+"""Load a network with its weights from a checkpoint, run it, fold it and save it."""
 
 import dataclasses
 from functools import cached_property
@@ -23,24 +23,25 @@ from fmen_jax.weights.names import resolve_weights
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Network:
-    """A configuration, a graph and its variables; `net(x)` upscales.
+    """A network configuration with a graph and its variables; `net(x)` upscales images.
 
     Images are [N, H, W, 3], float, RGB in 0..255.
     """
 
     config: zoo.Config
     graph: Graph
-    """'deploy', or a train graph, run as 'collapsed' or 'expanded' (in eval mode)."""
+    """Graph to run: 'deploy', or the train graph in eval mode as 'collapsed' or 'expanded'."""
     variables: Params
-    """Plain dicts of numpy arrays, in the dtypes of the checkpoint."""
+    """Variables as nested dicts of NumPy arrays, in the dtypes of the checkpoint."""
     dialect: str = 'github'
-    """The key names to save with: one of `porting.keys.DIALECTS`."""
+    """Naming scheme of the keys when saving, one of `porting.keys.DIALECTS`."""
     precision: str = 'highest'
-    """Of products, see `jax.default_matmul_precision`; 'default' is faster on accelerators."""
+    """Precision of products, see `jax.default_matmul_precision`. 'default' is faster on
+    accelerators."""
 
     @cached_property
     def module(self) -> Module:
-        """The Flax module: `module.apply(variables, x)`."""
+        """Flax module of the network, to be used as `module.apply(variables, x)`."""
         return self.config.build(self.graph)
 
     @cached_property
@@ -50,10 +51,10 @@ class Network:
     def __call__(self, x: np.ndarray | jax.Array) -> jax.Array:
         """Upscale [N, H, W, 3] in 0..255 to [N, s H, s W, 3], not clamped, in the dtype of x.
 
-        Compiled once for each shape and dtype; float64 needs jax_enable_x64.
+        The network is compiled once for each shape and dtype. float64 requires jax_enable_x64.
 
         Raises:
-          InputError: x is not such an array.
+          InputError: If x is not a floating-point array of this shape, or is float16.
         """
         if not isinstance(x, np.ndarray | jax.Array):
             raise InputError(f'images are a {type(x).__name__}; expected an array [N, H, W, C].')
@@ -77,9 +78,10 @@ class Network:
             )
 
     def fold(self) -> 'Network':
-        """The deploy form of a train graph; itself if it is folded already.
+        """Return the network folded to its deploy graph, or itself if it is already folded.
 
-        Folded in float64 and rounded once, to float32 or the checkpoint's dtype if that is wider.
+        Folding is done in float64. The result is rounded once, to float32 or to the dtype of the
+        checkpoint if that is wider.
         """
         if self.graph == 'deploy':
             return self
@@ -91,16 +93,17 @@ class Network:
         return dataclasses.replace(self, graph='deploy', variables=folded)
 
     def state_dict(self, dialect: str | None = None) -> porting.StateDict:
-        """The variables under the published key names, in PyTorch's layout and order."""
+        """Return the variables under the published key names, in PyTorch's layout and order."""
         return porting.to_state_dict(
             self.variables, self.config, self.graph, dialect=dialect or self.dialect
         )
 
     def save(self, path: str | Path, *, dialect: str | None = None) -> None:
-        """Write a checkpoint for PyTorch: .pt, .pth or .safetensors.
+        """Write a checkpoint that PyTorch can load: .pt, .pth or .safetensors.
 
         Raises:
-          InputError: another ending, .pt without torch, or a dialect without this graph.
+          InputError: If the file extension is a different one, it is .pt or .pth and torch is not
+            installed, or the dialect does not support this graph.
         """
         metadata = {'network': repr(self.config), 'range': '0..255 RGB'}
         porting.write(Path(path), self.state_dict(dialect), metadata)
@@ -109,20 +112,21 @@ class Network:
 def load(
     weights: str | Path, *, precision: str = 'highest', allow_nonfinite: bool = False
 ) -> Network:
-    """The network of a checkpoint; configuration and scale are found in its keys and shapes.
+    """Load the network of a checkpoint; its keys and shapes determine configuration and scale.
 
     Args:
-      weights: the name of weights in the package (`weights.names.shipped`), a .pt, .pth or
+      weights: the name of weights shipped in the package (`weights.names.shipped`), a .pt, .pth or
         .safetensors file, or the name of published weights (`weights.download.PUBLISHED`), which
-        are downloaded when they are first used.
-      precision: of products on accelerators, see `Network`.
-      allow_nonfinite: whether to accept NaN and infinity among the weights, which make every output
-        NaN; for research.
+        are downloaded on first use.
+      precision: precision of products on accelerators, see `Network`.
+      allow_nonfinite: whether to accept weights that contain NaN or infinity, which make every
+        output NaN; for research.
 
     Raises:
-      InputError: no such file or name, not the weights of a network we know, or weights that are
-        not finite.
-      DownloadError: published weights could not be fetched; the message says what to put where.
+      InputError: If the file or name does not exist, the weights are not those of a supported
+        network, or they are not finite.
+      DownloadError: If published weights could not be downloaded. The message says which file to
+        put where.
     """
     path = resolve_weights(weights)
     ported = _read(path)
@@ -157,10 +161,10 @@ def _read(path: Path) -> porting.Ported:
 
 
 def describe(weights: str | Path) -> str:
-    """What a checkpoint holds, as lines of text: file, hash, dialect, network, size and cost.
+    """Describe a checkpoint as lines of text: file, hash, network, dialect, size and cost.
 
     Raises:
-      InputError, DownloadError: as `load`.
+      InputError, DownloadError: As for `load`, except that non-finite weights are accepted.
     """
     path = resolve_weights(weights)
     ported = _read(path)

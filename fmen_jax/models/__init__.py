@@ -1,1 +1,1 @@
-"""The networks, as Flax modules and pure functions."""
+"""Network architectures as Flax modules and pure functions."""

@@ -1,4 +1,4 @@
-"""What a network costs, counted in its traced program."""
+"""Cost of a network, counted in its traced program."""
 
 import dataclasses
 import math
@@ -16,22 +16,22 @@ from fmen_jax.models.zoo import Config
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """What one forward pass takes, counted in the traced program."""
+    """Cost of one forward pass, counted in the traced program."""
 
     parameters: int
-    """Trainable numbers."""
+    """Number of trainable parameters."""
     multiply_adds: int
-    """Of all convolutions, without bias."""
+    """Number of multiply-adds of all convolutions, without bias."""
     activations: int
-    """Elements that the convolutions put out."""
+    """Number of elements in the outputs of all convolutions."""
     convolutions: int
-    """How many there are."""
+    """Number of convolutions."""
     rectified: int
-    """Elements that went through a ReLU or LeakyReLU."""
+    """Number of elements to which a ReLU or LeakyReLU is applied."""
 
 
 def count_cost(module: Module, height: int, width: int, colors: int = 3) -> Cost:
-    """Count a network's cost for one LR image of height x width pixels; nothing is computed."""
+    """Return the cost of a network for one LR image of height x width pixels; it is not run."""
     x = jax.ShapeDtypeStruct((1, height, width, colors), jnp.float32)
     variables = jax.eval_shape(module.init, jax.random.key(0), x)
     program = jax.make_jaxpr(module.apply)(variables, x)
@@ -48,16 +48,17 @@ def count_cost(module: Module, height: int, width: int, colors: int = 3) -> Cost
 
 
 def ntire_flops(config: Config, cost: Cost) -> int:
-    """FLOPs as NTIRE 2022 counted them.
+    """Return the number of FLOPs as counted by NTIRE 2022.
 
-    Multiply-adds of convolutions without bias, and one for each element of a ReLU or LeakyReLU that
-    the published code registers as a module; FMEN's are plain function calls there and count none.
+    This is the number of multiply-adds of convolutions without bias, plus one for each element of a
+    ReLU or LeakyReLU that the published code registers as a module. The published code of FMEN
+    calls them as functions, so they are not counted for FMEN.
     """
     return cost.multiply_adds + (0 if isinstance(config, FMENConfig) else cost.rectified)
 
 
 def _equations(jaxpr: Any) -> Iterator[Any]:
-    """Every equation of a program, those inside its calls included."""
+    """Iterate over all equations of a program, including those inside its calls."""
     for equation in jaxpr.eqns:
         yield equation
         for inner in jaxprs_in_params(equation.params):

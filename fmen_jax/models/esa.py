@@ -1,7 +1,7 @@
-"""Enhanced spatial attention, of E-RFDN and RLFN.
+"""Enhanced spatial attention (ESA), used by E-RFDN and RLFN.
 
 Arrays are [N, H, W, C]. The attention is computed at about a sixth of the size and resized to the
-whole image, so an output pixel depends on all of it: tiles of these networks are not exact.
+whole image, so an output pixel depends on the whole image: tiling is not exact for these networks.
 """
 
 import flax.linen as nn
@@ -12,10 +12,10 @@ from fmen_jax.errors import InputError
 from fmen_jax.models.layers import Conv
 
 SLOPE = 0.05
-"""Of the LeakyReLUs in both networks."""
+"""Negative slope of the LeakyReLUs in both networks."""
 
 MIN_SIZE = 15
-"""Pixels that the strided convolution and the pool need in height and width."""
+"""Minimum height and width in pixels, required by the strided convolution and the pooling."""
 
 
 class ESA(nn.Module):
@@ -25,8 +25,9 @@ class ESA(nn.Module):
            |             +---------- conv_f 1x1 --------------------+                          |
            +-----------------------------------------------------------------------------------+
 
-    Where the dots are, E-RFDN has three 3x3 convs with ReLUs between (conv_max, conv3, conv3_),
-    RLFN one (conv3, `short`). The attention map is sown as `attention` in `intermediates`.
+    The dots stand for further convs: E-RFDN has three 3x3 convs in total with ReLUs in between
+    (conv_max, conv3, conv3_), RLFN has only one (conv3), selected by `short`. The attention map
+    is sown as `attention` in `intermediates`.
     """
 
     features: int

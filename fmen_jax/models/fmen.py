@@ -1,7 +1,8 @@
 """FMEN: Fast and Memory-Efficient Network (Du et al., CVPRW 2022, arXiv 2204.08397).
 
 Images are [N, H, W, 3], float, RGB in 0..255 with no mean shift; the output is not clamped.
-Submodules carry the names of the published PyTorch checkpoints, so that a port is a rule.
+Submodules have the names used in the published PyTorch checkpoints, so that checkpoints can be
+converted by a general rule.
 """
 
 import dataclasses
@@ -21,30 +22,31 @@ from fmen_jax.models.tpu_layout import pack, rows_of, tail_of_rows
 SLOPE = 0.1
 
 Shuffle = Literal['image', 'rows', 'none']
-"""What a network gives: the image [N, s H, s W, C]; the same values as [N, s H, s W C], which a TPU
-does not pad from C to 128 lanes; or [N, H, W, C s^2], which the pixel shuffle makes it of."""
+"""Form of the output. 'image' is the image [N, s H, s W, C]. 'rows' has the same values as
+[N, s H, s W C], which a TPU does not pad from C to 128 lanes. 'none' is [N, H, W, C s^2], the input
+of the pixel shuffle."""
 
 
 @dataclasses.dataclass(frozen=True)
 class FMENConfig:
-    """The hyper-parameters of an FMEN; the defaults are FMEN-S, the network of NTIRE 2022."""
+    """Hyper-parameters of an FMEN; the defaults are those of FMEN-S, the network of NTIRE 2022."""
 
     scale: int = 4
     """Upscaling factor."""
     n_feats: int = 50
-    """Channels of the backbone."""
+    """Number of channels of the backbone."""
     mid_feats: int = 16
-    """Channels inside the attention blocks; the first one (warm-up) has 4 fewer."""
+    """Number of channels inside the attention blocks; the first one (warm-up) has 4 fewer."""
     down_blocks: int = 4
-    """Pairs of one ERB and one attention block."""
+    """Number of pairs of an ERB and an attention block."""
     up_blocks: tuple[int, ...] = (2, 1, 1, 1, 1)
-    """ERBs inside each attention block: the warm-up's, then one number for each pair."""
+    """Number of ERBs inside each attention block: that of the warm-up, then one for each pair."""
     backbone_expand_ratio: int = 2
-    """Widening inside the RRRBs of the backbone; the deploy graph has none."""
+    """Channel expansion factor of the RRRBs in the backbone; the deploy graph has none."""
     attention_expand_ratio: int = 2
-    """Widening inside the RRRBs of the attention blocks; the deploy graph has none."""
+    """Channel expansion factor of the RRRBs in attention blocks; the deploy graph has none."""
     n_colors: int = 3
-    """Channels of the image."""
+    """Number of channels of the image."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, 'up_blocks', tuple(self.up_blocks))
@@ -61,9 +63,10 @@ class FMENConfig:
 
     @property
     def receptive_radius(self) -> int:
-        """LR pixels on each side that an output pixel depends on: the 3x3 convs in a row.
+        """Receptive radius of an output pixel in LR pixels: the number of successive 3x3 convs.
 
-        Head, warm-up, lr_conv and tail are 4; an ERB 2; an attention block 2 and its ERBs.
+        The head, warm-up, lr_conv and tail contribute 4, each ERB contributes 2, and each attention
+        block contributes 2 plus the contributions of its ERBs.
         """
         attention = sum(2 + 2 * erbs for erbs in self.up_blocks)
         return 4 + 2 * self.down_blocks + attention
@@ -71,12 +74,16 @@ class FMENConfig:
     def build(
         self, graph: Graph = 'deploy', *, packed: int = 1, shuffle: Shuffle = 'image'
     ) -> 'FMEN':
-        """The network as a Flax module: `apply(variables, x) -> y`.
+        """Return the network as a Flax module: `apply(variables, x) -> y`.
 
         Args:
-          graph: how it runs.
-          packed: pixels of a row that are computed side by side, see `tpu_layout.pack`: 2 on TPUs.
+          graph: the graph to run, see `Graph`.
+          packed: number of adjacent pixels of a row that are packed into the channels, see
+            `tpu_layout.pack`: 2 on TPUs.
           shuffle: the form of y, see `Shuffle`.
+
+        Raises:
+          InputError: If packed is more than 1 for the 'expanded' graph.
         """
         if packed > 1 and graph == 'expanded':
             raise InputError('the expanded graph is not computed on packed pixels: use collapsed.')
@@ -90,7 +97,7 @@ class RRRB(nn.Module):
             |                +---------+                |
             +-------------------------------------------+
 
-    The border of the wide map is what the expand conv makes of zeros, which is its bias.
+    The wide map is padded with the bias of the expand conv, which is its output for a zero input.
     """
 
     features: int
@@ -113,7 +120,7 @@ class RRRB(nn.Module):
         if self.graph == 'collapsed':
             names = ('expand_conv', 'fea_conv', 'reduce_conv')
             rrrb = {name: getattr(self, name).weights for name in names}
-            dtype = jnp.promote_types(x.dtype, jnp.float32)  # the fold is not done in bfloat16
+            dtype = jnp.promote_types(x.dtype, jnp.float32)  # do not fold in bfloat16
             rrrb = jax.tree.map(lambda weight: weight.astype(dtype), rrrb)
             return conv(x, collapse(rrrb), packed=self.packed)
         wide = self.expand_conv(x)
@@ -143,8 +150,9 @@ class HFAB(nn.Module):
         x --+-- BN1 - 3x3 n->m - act - ERBs - act - BN2 - 3x3 m->n - BN3 - sigmoid --*-- y
             +------------------------------------------------------------------------+
 
-    Each BN before a conv puts its value for zero on the border; here that value is taken from the
-    whole map instead, and what the conv makes of it added to its bias: the same, and SAME padding.
+    The output of a BN before a conv is padded with the value that the BN has for a zero input. Here
+    that value is instead subtracted from the whole map, and the response of the conv to it is added
+    to the bias of the conv. This is equivalent and allows SAME padding.
     The attention map, [N, H, W, n] in 0..1, is sown as `attention` in `intermediates`.
     """
 
@@ -180,7 +188,7 @@ class HFAB(nn.Module):
 
 
 class FMEN(nn.Module):
-    """The network (paper, fig. 2).
+    """The FMEN network (paper, fig. 2).
 
     x - head -+- warm-up conv - HFAB - (ERB - HFAB) * down_blocks - lr_conv -+- tail - shuffle
               +---------------------------------------------------------------+
@@ -209,13 +217,15 @@ class FMEN(nn.Module):
         self.tail = [Conv(n, c.n_colors * c.scale**2, packed=self.packed)]
 
     def __call__(self, x: Array, *, train: bool = False) -> Array:
-        """[N, H, W, n_colors] in 0..255 -> [N, scale H, scale W, n_colors], not clamped.
+        """Upscale [N, H, W, n_colors] in 0..255 to [N, scale H, scale W, n_colors], not clamped.
 
-        With `train` the batch norms of the train graph use and update the statistics of the batch:
-        apply with `mutable=['batch_stats']`. The deploy graph has none and takes no notice.
+        If `train` is true, the batch norms of the train graph normalise with the statistics of the
+        batch and update the running statistics; this requires `mutable=['batch_stats']` in `apply`.
+        The deploy graph has no batch norms and ignores `train`. With `shuffle` other than 'image',
+        the output has the form given in `Shuffle`.
 
         Raises:
-          InputError: x has another number of colours.
+          InputError: If the number of channels of x is not n_colors.
         """
         n, height, width, colors = x.shape
         if colors != self.config.n_colors:

@@ -1,6 +1,7 @@
-"""Variables before training: PyTorch's distribution, or a network that starts as bicubic.
+"""Initial variables for training: PyTorch's distribution, or a start at bicubic upscaling.
 
-Drawn with numpy from the shapes alone: `module.init` runs every layer, which takes ten seconds.
+Variables are drawn with NumPy from their shapes alone, because `module.init` runs every layer,
+which takes ten seconds.
 """
 
 from typing import Any, Literal
@@ -13,12 +14,13 @@ from fmen_jax.models.fmen import FMENConfig
 from fmen_jax.models.layers import Graph, Params
 
 Start = Literal['pytorch', 'bicubic']
-"""'pytorch': weights and biases of convolutions uniform in +-1/sqrt(fan_in), as published.
-'bicubic': the same, but head and tail alone make the bicubic upscale, so that training begins at
-its PSNR instead of at black."""
+"""Initialisation scheme. 'pytorch' draws weights and biases of convolutions uniformly from
++-1/sqrt(fan_in), as published. 'bicubic' does the same, but sets head and tail so that these two
+alone compute the bicubic upscale; training then starts at the PSNR of bicubic upscaling instead of
+that of a black image."""
 
-# Gains up to 32 learn faster than 1 in the first steps: five attention maps of about a half each
-# would leave a 32nd of the trunk.
+# Gain of the warm-up convolution. Without it, five attention maps of about 0.5 each would scale the
+# trunk to 1/32. Gains up to 32 learn faster than a gain of 1 in the first steps.
 _TRUNK_GAIN = 8.0
 _MEAN = 127.5
 
@@ -26,7 +28,10 @@ _MEAN = 127.5
 def initial_variables(
     config: FMENConfig, graph: Graph, *, seed: int = 0, start: Start = 'pytorch'
 ) -> Params:
-    """`params` and `batch_stats` of a network, float32, as numpy arrays; equal for equal seeds."""
+    """Return the initial `params` and `batch_stats` of a network as float32 NumPy arrays.
+
+    The same seed gives the same values.
+    """
     image = jax.ShapeDtypeStruct((1, 1, 1, config.n_colors), np.float32)
     shapes = jax.eval_shape(config.build(graph).init, jax.random.key(0), image)
     variables = _draw(shapes, np.random.Generator(np.random.Philox(seed)))
@@ -36,11 +41,13 @@ def initial_variables(
 
 
 def resized_tail(tail: Params, before: int, after: int) -> Params:
-    """The tail of a trained network for another scale: each new sub-pixel is the mean of its area.
+    """Return the tail of a trained network resized to another scale.
+
+    Each new sub-pixel is the mean over its area.
 
     Args:
       tail: `kernel` [3, 3, n, C before^2] and `bias` [C before^2], in PyTorch's order.
-      before: the scale of the network.
+      before: the scale of the trained network.
       after: the scale of the new tail.
     """
     edges = [np.arange(scale + 1) / scale for scale in (before, after)]
@@ -66,20 +73,21 @@ def _draw(shapes: Any, generator: np.random.Generator) -> Params:
         elif 'kernel' in shapes:
             bound = float(np.prod(shapes['kernel'].shape[:3])) ** -0.5
             drawn[name] = generator.uniform(-bound, bound, shape.shape).astype(shape.dtype)
-        else:  # of a batch norm
+        else:  # batch norm
             value = 1 if name in ('scale', 'var') else 0
             drawn[name] = np.full(shape.shape, value, shape.dtype)
     return drawn
 
 
 def _make_bicubic(params: Params, config: FMENConfig) -> None:
-    """Choose the tail so that tail(head(x)) is the bicubic upscale of x, in place.
+    """Set the tail in place so that tail(head(x)) is the bicubic upscale of x.
 
-    Two 3x3 convolutions see 5x5 pixels, of which bicubic takes 4x4; with at least 27 features the
-    tail of least norm gives it exactly, away from the border, which zeros fill.
+    Two 3x3 convolutions cover 5x5 pixels, of which bicubic interpolation uses 4x4. With at least 27
+    features, the minimum-norm tail reproduces it exactly, except near the border, which is padded
+    with zeros.
     """
     head, scale, colors = params['head'], config.scale, config.n_colors
-    head['bias'] = -_MEAN * head['kernel'].sum((0, 1, 2))  # features without the mean of an image
+    head['bias'] = -_MEAN * head['kernel'].sum((0, 1, 2))  # subtracts the mean of an image
     params['warmup_0']['kernel'] = params['warmup_0']['kernel'] * np.float32(_TRUNK_GAIN)
     seen = np.zeros((5, 5, colors, 3, 3, config.n_feats))
     for y in range(3):

@@ -1,7 +1,7 @@
-"""Convolution, batch norm and pixel shuffle as PyTorch computes them.
+"""Convolution, batch norm, LeakyReLU and padding with the semantics of PyTorch.
 
 Arrays are NHWC, float, images in 0..255. A layer computes in the dtype of its input: parameters are
-cast to it, so one set of variables serves float64, float32 and bfloat16.
+cast to it, so the same variables can be used in float64, float32 and bfloat16.
 """
 
 from functools import partial
@@ -18,17 +18,19 @@ from fmen_jax.models.tpu_layout import Params, pack_kernel
 from fmen_jax.runtime import onednn
 
 Graph = Literal['expanded', 'collapsed', 'deploy']
-"""How the network runs. 'expanded' and 'collapsed' are the train graph, with the same variables
-and figures: every RRRB as its three convolutions, or folded to one on the way, at about the cost of
-'deploy'. 'deploy' is the folded network, with variables of its own (`reparam.fold`)."""
+"""How the network is computed. 'expanded' and 'collapsed' are two forms of the train graph with the
+same variables and results: 'expanded' computes each RRRB as three convolutions, 'collapsed' folds
+it into one convolution during the forward pass, at about the cost of 'deploy'. 'deploy' is the
+folded network, which has different variables (`reparam.fold`)."""
 
 KEPT = 'kept'
-"""Name of what is worth keeping for the backward pass: convolutions and batch statistics, from
-which all else is computed again at the cost of reading them (`StepConfig.remat`)."""
+"""Checkpoint name of the intermediate results worth storing for the backward pass: convolutions and
+batch statistics. All others can be recomputed from these at the cost of reading them
+(`StepConfig.remat`)."""
 
 
 def uniform_fan_in(fan_in: int) -> nn.initializers.Initializer:
-    """PyTorch's default for weight and bias of a convolution: uniform in +-1/sqrt(fan_in)."""
+    """Return PyTorch's default initializer of a convolution: uniform in +-1/sqrt(fan_in)."""
     bound = fan_in**-0.5
 
     def init(key: Array, shape: Any, dtype: Any = jnp.float32) -> Array:
@@ -40,24 +42,24 @@ def uniform_fan_in(fan_in: int) -> nn.initializers.Initializer:
 def conv(
     x: Array, params: Params, *, padding: str = 'SAME', stride: int = 1, packed: int = 1
 ) -> Array:
-    """Convolve an image and add a bias.
+    """Convolve images and add a bias.
 
-    Computed by XLA, or by oneDNN in a function that was compiled for it: see `onednn` in
-    `runtime.compilation.jit`.
+    The convolution is computed by XLA, or by oneDNN inside a function compiled for it (argument
+    `onednn` of `runtime.compilation.jit`).
 
     Args:
       x: [N, H, W, C].
       params: `kernel` [kh, kw, C, F] and `bias` [F], cast to the dtype of x.
       padding: SAME, which pads with zeros, or VALID.
-      stride: in pixels, of both axes.
-      packed: p, if x is [N, H, W/p, p C] with p pixels of a row side by side in the channels, as
-        `tpu_layout.pack` makes it. So is the result.
+      stride: stride along both axes in pixels.
+      packed: number p of adjacent pixels of a row that are packed into the channels of x and of the
+        result. x is then [N, H, W/p, p C], as returned by `tpu_layout.pack`.
 
     Returns:
-      [N, H, W, F], smaller with VALID or a stride.
+      [N, H, W, F]; H and W are smaller with VALID or a stride.
 
     Raises:
-      InputError: the channels of x are not those of the kernel.
+      InputError: If the number of channels of x does not match the kernel.
     """
     if x.shape[3] != packed * params['kernel'].shape[2]:
         raise InputError(
@@ -76,16 +78,17 @@ def conv(
         padding,
         dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
     )
-    # added in float32: its gradient is a sum over all pixels, which in bfloat16 stops growing
+    # The bias is added in float32: its gradient is a sum over all pixels, and a sum in bfloat16
+    # stops growing.
     wide = jnp.promote_types(x.dtype, jnp.float32)
     y = (y.astype(wide) + bias.astype(wide).reshape(1, 1, 1, -1)).astype(x.dtype)
     return checkpoint_name(y, KEPT)
 
 
 class Conv(nn.Module):
-    """A convolution whose parameters can be read without running it (`collapse` does).
+    """Convolution whose parameters can be read without running it, as needed for `collapse`.
 
-    `padding` is SAME (zeros) or VALID; `packed` as for `conv`.
+    `padding` is SAME (zeros) or VALID; `packed` is as in `conv`.
     """
 
     inputs: int
@@ -103,11 +106,15 @@ class Conv(nn.Module):
 
     @property
     def weights(self) -> Params:
-        """`kernel` [size, size, inputs, features] and `bias` [features]."""
+        """Parameters: `kernel` [size, size, inputs, features] and `bias` [features]."""
         return {'kernel': self.kernel, 'bias': self.bias}
 
     def __call__(self, x: Array, border: Array | None = None) -> Array:
-        """Convolve; `border` [C] has been taken from x, and zeros of x stand for it."""
+        """Convolve x + `border`, given x, the input after subtraction of `border` [C].
+
+        The response to `border` is added to the bias, so zero padding of x stands for a padding
+        with `border`.
+        """
         weights = self.weights
         if border is not None:
             lost = jnp.einsum('yxio,i->o', self.kernel, border, precision='highest')
@@ -116,17 +123,17 @@ class Conv(nn.Module):
 
 
 class BatchNorm(nn.Module):
-    """PyTorch's BatchNorm2d: new running = 0.9 old + 0.1 batch, eps 1e-5.
+    """Batch norm as PyTorch's BatchNorm2d: new running = 0.9 old + 0.1 batch, eps 1e-5.
 
-    The batch variance that normalises is biased, the one that enters the running value is not.
-    Statistics are computed in float32 at least.
+    The batch variance is biased when used to normalise and unbiased when used to update the running
+    variance. Statistics are computed in float32 or wider.
     """
 
     features: int
     momentum: float = 0.1
     epsilon: float = 1e-5
     packed: int = 1
-    """Pixels of a row side by side in the channels of x (`tpu_layout.pack`)."""
+    """Number of adjacent pixels of a row packed into the channels of x (`tpu_layout.pack`)."""
 
     def setup(self) -> None:
         self.scale = self.param('scale', nn.initializers.ones, (self.features,))
@@ -139,12 +146,17 @@ class BatchNorm(nn.Module):
         )
 
     def __call__(self, x: Array, *, train: bool, centred: bool = False) -> tuple[Array, Array]:
-        """Normalise [N, H, W, C]; in training with the statistics of the batch, which update.
+        """Normalise [N, H, W, C] with the running statistics, or those of the batch in training.
 
-        Returns the result and [C], what a zero input gives under the *running* statistics (in
-        training: as they are after the update, and constant to the gradient). That is the value
-        FMEN puts on the border before the next convolution. With `centred` the result is less by
-        it, so that the border is of zeros.
+        Training also updates the running statistics.
+
+        Returns the result and the border value [C], which is the output for a zero input under the
+        *running* statistics (in training after their update, and treated as constants in the
+        gradient). FMEN pads with this value before the next convolution. If `centred` is true, the
+        border value is subtracted from the result, so that the padding is zero.
+
+        Raises:
+          InputError: In training, if there is only one value per channel.
         """
         dtype = jnp.promote_types(x.dtype, jnp.float32)
         wide = x.astype(dtype)
@@ -164,9 +176,10 @@ class BatchNorm(nn.Module):
         return (wide * gain + shift).astype(x.dtype), border
 
     def _statistics(self, x: Array) -> tuple[Array, Array]:
-        """Mean and biased variance [C] in one pass, which is one exchange between devices.
+        """Return mean and biased variance [C], computed in one pass.
 
-        About the running mean, which is near enough to the mean that nothing cancels.
+        One pass means only one exchange between devices. The moments are taken about the running
+        mean, which is close enough to the batch mean to avoid cancellation.
         """
         pivot = lax.stop_gradient(self.mean.value).astype(x.dtype)
         away = x - jnp.tile(pivot, self.packed).reshape(1, 1, 1, -1)
@@ -186,14 +199,14 @@ class BatchNorm(nn.Module):
         self.num_batches_tracked.value = self.num_batches_tracked.value + 1
 
 
-@partial(jax.jit, static_argnames='slope')  # so that it stands in a traced program by its name
+@partial(jax.jit, static_argnames='slope')  # so that it appears by name in a traced program
 def leaky_relu(x: Array, slope: float) -> Array:
     """Return x where positive, else slope x; the derivative at 0 is `slope`, as in PyTorch."""
     return jnp.where(x > 0, x, slope * x)
 
 
 def pad_border(x: Array, border: Array) -> Array:
-    """[N, H, W, C] -> [N, H+2, W+2, C] with `border` [C] on the one-pixel rim."""
+    """Pad [N, H, W, C] by one pixel on each side with `border` [C]; returns [N, H+2, W+2, C]."""
     inside = jnp.pad(jnp.ones((1, *x.shape[1:3], 1), bool), ((0, 0), (1, 1), (1, 1), (0, 0)))
     padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
     return jnp.where(inside, padded, border.reshape(1, 1, 1, -1))

@@ -1,9 +1,9 @@
-"""Re-parameterisation: from the wide graph that is trained to the 3x3 convolutions that run.
+"""Structural re-parameterisation: fold the wide train graph into 3x3 convolutions for inference.
 
-Pure functions, dict -> dict, jittable and differentiable (FMEN, section 3.3: structural
-re-parameterisation). `collapse` makes one convolution of one RRRB and is used in training too;
-`fold` makes the deploy graph of the whole network, batch norms included. Kernels are
-[kh, kw, in, out]. Both are exact, image borders included; they compute in the dtype given.
+The functions are pure, map dict to dict, and are jittable and differentiable (FMEN, section 3.3).
+`collapse` folds one RRRB into one convolution and is also used in training; `fold` converts the
+whole network, including batch norms, to its deploy graph. Kernels are [kh, kw, in, out]. Both are
+exact, including at image borders, and compute in the dtype of their input.
 """
 
 from functools import partial
@@ -13,25 +13,25 @@ from jax import Array, lax
 
 from fmen_jax.models.layers import Params
 
-# On TPUs the default precision would cost the fold three digits, for no time worth having.
+# On TPUs the default precision would lose three digits in the fold and save no significant time.
 _einsum = partial(jnp.einsum, precision='highest')
 
 
 def _with_identity(kernel: Array) -> Array:
-    """Add a skip connection to a 3x3 convolution: one more at the centre tap, c -> c."""
+    """Add a skip connection to a 3x3 convolution c -> c: add the identity to the centre tap."""
     return jnp.asarray(kernel).at[1, 1].add(jnp.eye(kernel.shape[2], dtype=kernel.dtype))
 
 
 def collapse(rrrb: Params) -> Params:
-    """One RRRB as one zero-padded 3x3 convolution.
+    """Return the zero-padded 3x3 convolution that is equivalent to one RRRB.
 
     Args:
       rrrb: expand_conv [1, 1, c, rc], fea_conv [3, 3, rc, rc], reduce_conv [1, 1, rc, c], each with
         `kernel` and `bias`.
 
     Returns:
-      `kernel` [3, 3, c, c] and `bias` [c]. The borders agree because the RRRB fills the border of
-      its wide map with the bias of expand_conv, which is what a zero input expands to.
+      `kernel` [3, 3, c, c] and `bias` [c]. The borders agree because the RRRB pads its wide map
+      with the bias of expand_conv, which is the output of expand_conv for a zero input.
     """
     expand, reduce = rrrb['expand_conv']['kernel'][0, 0], rrrb['reduce_conv']['kernel'][0, 0]
     fea = _with_identity(rrrb['fea_conv']['kernel'])
@@ -44,13 +44,13 @@ def collapse(rrrb: Params) -> Params:
 
 
 def _affine(norm: Params, stats: Params, epsilon: float) -> tuple[Array, Array]:
-    """A batch norm in eval mode as (gain, shift), [C] each."""
+    """Return a batch norm in eval mode as (gain, shift), each [C]."""
     gain = norm['scale'] * lax.rsqrt(stats['var'] + epsilon)
     return gain, norm['bias'] - stats['mean'] * gain
 
 
 def _fold_before(conv: Params, gain: Array, shift: Array) -> Params:
-    """Batch norm, border of `shift`, VALID convolution -> one zero-padded convolution."""
+    """Fold batch norm, padding with `shift` and VALID convolution into one zero-padded conv."""
     return {
         'kernel': conv['kernel'] * gain.reshape(1, 1, -1, 1),
         'bias': conv['bias'] + _einsum('yxio,i->o', conv['kernel'], shift),
@@ -58,7 +58,7 @@ def _fold_before(conv: Params, gain: Array, shift: Array) -> Params:
 
 
 def _fold_after(conv: Params, gain: Array, shift: Array) -> Params:
-    """Convolution, batch norm -> one convolution."""
+    """Fold a convolution and the batch norm after it into one convolution."""
     return {
         'kernel': conv['kernel'] * gain.reshape(1, 1, 1, -1),
         'bias': conv['bias'] * gain + shift,
@@ -78,14 +78,14 @@ def _fold_hfab(hfab: Params, stats: Params, epsilon: float) -> Params:
 
 
 def fold(variables: Params, *, epsilon: float = 1e-5) -> Params:
-    """FMEN's train variables -> the variables of its deploy graph.
+    """Return the deploy variables of an FMEN, given the variables of its train graph.
 
     Args:
       variables: `params` and `batch_stats` of the train graph.
-      epsilon: that of its batch norms.
+      epsilon: epsilon of the batch norms.
 
     Returns:
-      {'params': ...} of the deploy graph, whose output is the train graph's in eval mode.
+      {'params': ...} of the deploy graph, whose output equals that of the train graph in eval mode.
     """
     params, stats = variables['params'], variables['batch_stats']
     folded = dict(params)

@@ -1,7 +1,8 @@
-"""E-RFDN: the baseline of FMEN's headline (AIM 2020 champion; NTIRE 2022 baseline).
+"""E-RFDN: AIM 2020 winner, NTIRE 2022 baseline, and baseline of FMEN's main comparison.
 
 Liu et al., Residual Feature Distillation Network, ECCV Workshops 2020, arXiv 2009.11551. Images are
-[N, H, W, 3], float, RGB in 0..255; names are those of the published checkpoint.
+[N, H, W, 3], float, RGB in 0..255; submodules have the names used in the published
+checkpoint.
 """
 
 import dataclasses
@@ -17,22 +18,23 @@ from fmen_jax.models.layers import Conv, Graph, leaky_relu
 
 @dataclasses.dataclass(frozen=True)
 class RFDNConfig:
-    """The hyper-parameters; the defaults are those of E-RFDN."""
+    """Hyper-parameters of an RFDN; the defaults are those of E-RFDN."""
 
     scale: int = 4
     """Upscaling factor."""
     n_feats: int = 50
-    """Channels of the backbone; half are distilled at each step, a quarter attend."""
+    """Number of channels of the backbone. Half as many are distilled at each step, and a quarter as
+    many are used in the attention."""
     blocks: int = 4
-    """Residual feature distillation blocks."""
+    """Number of residual feature distillation blocks."""
     n_colors: int = 3
-    """Channels of the image."""
+    """Number of channels of the image."""
 
     receptive_radius = None
-    """The attention sees the whole image."""
+    """None, because the attention depends on the whole image."""
 
     def build(self, graph: Graph = 'deploy') -> 'RFDN':
-        """The network as a Flax module; it has one graph only."""
+        """Return the network as a Flax module. It has only one graph; `graph` is ignored."""
         del graph
         return RFDN(self)
 
@@ -66,7 +68,7 @@ class RFDB(nn.Module):
 
 
 class RFDN(nn.Module):
-    """The network: blocks in a row, their outputs joined, a long skip, pixel shuffle."""
+    """The RFDN network: successive blocks, concatenated outputs, a long skip, a pixel shuffle."""
 
     config: RFDNConfig
 
@@ -80,8 +82,14 @@ class RFDN(nn.Module):
         self.upsampler = [Conv(n, c.n_colors * c.scale**2)]
 
     def __call__(self, x: Array, *, train: bool = False) -> Array:
-        """[N, H, W, 3] in 0..255 -> [N, scale H, scale W, 3], not clamped; H and W 15 at least."""
-        del train  # there is nothing that behaves otherwise
+        """Upscale [N, H, W, 3] in 0..255 to [N, scale H, scale W, 3], not clamped.
+
+        H and W must be at least 15.
+
+        Raises:
+          InputError: If H or W is less than 15.
+        """
+        del train  # no layer behaves differently in training
         first = h = self.fea_conv(x)
         outputs = []
         for i in range(self.config.blocks):

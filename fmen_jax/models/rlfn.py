@@ -1,7 +1,8 @@
 """RLFN: the runtime winner of the NTIRE 2022 challenge on efficient super-resolution.
 
 Kong et al., Residual Local Feature Network, CVPR Workshops 2022, arXiv 2205.07514. Images are
-[N, H, W, 3], float, RGB in 0..255; names are those of the published checkpoint.
+[N, H, W, 3], float, RGB in 0..255; submodules have the names used in the published
+checkpoint.
 """
 
 import dataclasses
@@ -16,26 +17,26 @@ from fmen_jax.models.layers import Conv, Graph, leaky_relu
 
 @dataclasses.dataclass(frozen=True)
 class RLFNConfig:
-    """The hyper-parameters; the defaults are those of the challenge."""
+    """Hyper-parameters of an RLFN; the defaults are those of the challenge."""
 
     scale: int = 4
     """Upscaling factor."""
     n_feats: int = 46
-    """Channels of the backbone."""
+    """Number of channels of the backbone."""
     mid_feats: int = 48
-    """Channels inside the blocks."""
+    """Number of channels inside the blocks."""
     attention_feats: int = 16
-    """Channels inside the attention."""
+    """Number of channels inside the attention."""
     blocks: int = 4
-    """Residual local feature blocks."""
+    """Number of residual local feature blocks."""
     n_colors: int = 3
-    """Channels of the image."""
+    """Number of channels of the image."""
 
     receptive_radius = None
-    """The attention sees the whole image."""
+    """None, because the attention depends on the whole image."""
 
     def build(self, graph: Graph = 'deploy') -> 'RLFN':
-        """The network as a Flax module; it has one graph only."""
+        """Return the network as a Flax module. It has only one graph; `graph` is ignored."""
         del graph
         return RLFN(self)
 
@@ -63,7 +64,7 @@ class RLFB(nn.Module):
 
 
 class RLFN(nn.Module):
-    """The network: blocks in a row, a long skip, pixel shuffle."""
+    """The RLFN network: successive blocks, a long skip and a pixel shuffle."""
 
     config: RLFNConfig
 
@@ -76,8 +77,14 @@ class RLFN(nn.Module):
         self.upsampler = [Conv(n, c.n_colors * c.scale**2)]
 
     def __call__(self, x: Array, *, train: bool = False) -> Array:
-        """[N, H, W, 3] in 0..255 -> [N, scale H, scale W, 3], not clamped; H and W 15 at least."""
-        del train  # there is nothing that behaves otherwise
+        """Upscale [N, H, W, 3] in 0..255 to [N, scale H, scale W, 3], not clamped.
+
+        H and W must be at least 15.
+
+        Raises:
+          InputError: If H or W is less than 15.
+        """
+        del train  # no layer behaves differently in training
         first = h = self.fea_conv(x)
         for i in range(self.config.blocks):
             h = getattr(self, f'B{i + 1}')(h)

@@ -1,7 +1,8 @@
 """Layouts that fill the lanes of a TPU: pixels packed into channels, and images as rows.
 
-A TPU computes on 128 channels whatever there are: 50 leave 78 idle in memory and in the matrix
-unit, 2 x 50 leave 28; an image of 3 colors is padded to 128. Nothing here changes a value.
+A TPU always computes on 128 channels: 50 channels leave 78 idle in memory and in the matrix unit,
+2 x 50 leave 28 idle, and an image of 3 colors is padded to 128. These layouts do not change any
+value.
 """
 
 from typing import Any
@@ -17,10 +18,10 @@ Params = dict[str, Any]
 
 
 def pack(x: Array, pixels: int) -> Array:
-    """Put p pixels of a row side by side in the channels: [N, H, W, C] -> [N, H, W/p, p C].
+    """Pack p adjacent pixels of a row into the channels: [N, H, W, C] -> [N, H, W/p, p C].
 
     Raises:
-      InputError: W is not a multiple of p.
+      InputError: If W is not a multiple of p.
     """
     n, h, w, c = x.shape
     if w % pixels:
@@ -29,10 +30,13 @@ def pack(x: Array, pixels: int) -> Array:
 
 
 def pack_kernel(params: Params, pixels: int) -> Params:
-    """The parameters of a 3x3 convolution C -> F for packed pixels: p C -> p F, mostly zeros."""
+    """Convert the parameters of a 3x3 convolution C -> F to packed pixels: p C -> p F.
+
+    Most entries of the new kernel are zero.
+    """
     kernel = params['kernel']
     to = np.arange(pixels)
-    # tap t holds pixel i at t p + i, which is dx away from pixel j of the middle one
+    # Pixel i of tap t is at position t p + i, at a distance dx from pixel j of the middle tap.
     away = (np.arange(-1, 2)[:, None, None] * pixels + to[:, None]) - to
     selector = away[..., None] == np.arange(-1, 2)  # [t, i, j, dx]
     wide = jnp.einsum('tijd,ydcf->yticjf', selector.astype(kernel.dtype), kernel)
@@ -41,16 +45,16 @@ def pack_kernel(params: Params, pixels: int) -> Params:
 
 
 def tail_of_rows(params: Params, *, scale: int, colors: int, pixels: int) -> Params:
-    """The tail's parameters for `pixels` packed pixels, with outputs in the order of image rows.
+    """Convert the parameters of the tail to packed pixels, with outputs in the order of image rows.
 
     Args:
       params: `kernel` [3, 3, n, C s^2] and `bias` [C s^2], in PyTorch's order.
-      scale: s.
-      colors: C.
-      pixels: p.
+      scale: upscaling factor s.
+      colors: number of colors C.
+      pixels: number of packed pixels p.
 
     Returns:
-      The same for p n inputs, whose outputs are ordered as [s rows, p, s columns, C].
+      Parameters for p n input channels, with outputs ordered as [s rows, p, s columns, C].
     """
     order = np.arange(pixels * colors * scale**2).reshape(pixels, colors, scale, scale)
     order = order.transpose(2, 0, 3, 1).ravel()
@@ -58,7 +62,7 @@ def tail_of_rows(params: Params, *, scale: int, colors: int, pixels: int) -> Par
 
 
 def rows_of(y: Array, *, scale: int, colors: int, pixels: int) -> Array:
-    """[N, H, W/p, s p s C], the output of `tail_of_rows`, -> [N, s H, s W C]."""
+    """Reshape [N, H, W/p, s p s C], computed with `tail_of_rows`, to [N, s H, s W C]."""
     n, height, packs, _ = y.shape
     row = pixels * scale * colors
     y = y.reshape(n, height, packs, scale, row).transpose(0, 1, 3, 2, 4)

@@ -1,4 +1,4 @@
-"""Networks by name."""
+"""Registry of network configurations by name."""
 
 import dataclasses
 
@@ -8,26 +8,27 @@ from fmen_jax.models.rfdn import RFDNConfig
 from fmen_jax.models.rlfn import RLFNConfig
 
 Config = FMENConfig | RFDNConfig | RLFNConfig
-"""Each has `scale`, `n_colors`, `receptive_radius` (None: the whole image) and `build(graph)`."""
+"""Configuration of a network. Each has `scale`, `n_colors`, `receptive_radius` (None if an output
+pixel depends on the whole image) and `build(graph)`."""
 
 NETWORKS: dict[str, Config] = {
     # FMEN-S: the network of NTIRE 2022 and of the published checkpoints (paper, table 4).
     'fmen_s': FMENConfig(),
     # FMEN: a reconstruction that matches the published size. Its configuration is not published;
-    # this is the only round candidate with the parameters and multiply-adds of the paper's table 3
-    # at all three scales.
+    # this is the only candidate with round numbers that has the parameters and multiply-adds of the
+    # paper's table 3 at all three scales.
     'fmen': FMENConfig(n_feats=64, mid_feats=32, up_blocks=(3, 2, 2, 2, 2)),
-    # The rivals of the paper and of NTIRE 2022.
+    # Networks compared with FMEN in the paper and in NTIRE 2022.
     'e_rfdn': RFDNConfig(),
     'rlfn': RLFNConfig(),
 }
 
 
 def config(name: str, *, scale: int = 4) -> Config:
-    """The configuration of a network of the zoo at a scale.
+    """Return the configuration of a named network at a given scale.
 
     Raises:
-      InputError: no network of that name.
+      InputError: If there is no network of that name.
     """
     if name not in NETWORKS:
         raise InputError(f'no network is named {name!r}; there are {", ".join(NETWORKS)}.')
@@ -35,7 +36,11 @@ def config(name: str, *, scale: int = 4) -> Config:
 
 
 def fmen(name: str, *, scale: int = 4) -> FMENConfig:
-    """`config`, for a name that is an FMEN's: what can be trained here."""
+    """Return the configuration of a named FMEN; only FMENs can be trained here.
+
+    Raises:
+      InputError: If there is no network of that name, or it is not an FMEN.
+    """
     found = config(name, scale=scale)
     if not isinstance(found, FMENConfig):
         raise InputError(f'{name} is no FMEN; only those are trained here.')
@@ -43,7 +48,7 @@ def fmen(name: str, *, scale: int = 4) -> FMENConfig:
 
 
 def name_of(config: Config) -> str:
-    """The zoo's name of a configuration, its scale and expand ratios aside; '' if it has none."""
+    """Return the name of a configuration, ignoring its scale and expand ratios; '' if unnamed."""
     free = {'scale', 'backbone_expand_ratio', 'attention_expand_ratio'}
     for name, known in NETWORKS.items():
         given = dataclasses.asdict(config)

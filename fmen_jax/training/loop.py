@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from fmen_jax.data.batches import Batches, prefetched
 from fmen_jax.data.prepared import open_source, prepare
@@ -33,7 +34,7 @@ _BEFORE_TRACE = 5
 
 
 class DivergedError(FMENError):
-    """The loss is not finite."""
+    """The loss or the parameters are not finite."""
 
 
 def train(
@@ -187,6 +188,7 @@ class _Run:
             validating = step % every.validate_every == 0 or step == total
             if validating or leaving or step % every.checkpoint_every == 0:
                 self._check(metrics, step)
+                self._check_parameters(state, step)
                 before = time.perf_counter()
                 due = validating and (step == total or not leaving)
                 psnr = self._validate(state) if due else None
@@ -208,11 +210,19 @@ class _Run:
 
     def _check(self, metrics: Metrics, step: int) -> None:
         if not math.isfinite(loss := float(metrics.loss)):
-            raise DivergedError(
-                f'the loss of step {step} is {loss}. The last checkpoint is of step '
-                f'{self._checkpoints.latest}. Try a lower learning rate, clipped gradients or '
-                'float32, in another workdir.'
-            )
+            raise self._diverged(f'the loss of step {step} is {loss}')
+
+    def _check_parameters(self, state: TrainState, step: int) -> None:
+        """Check what is about to be saved: the loss is that from before the last update."""
+        leaves = jax.tree.leaves(jax.device_get((state.params, state.batch_stats, state.ema)))
+        if not all(np.isfinite(leaf).all() for leaf in leaves):
+            raise self._diverged(f'the parameters after step {step} are not finite')
+
+    def _diverged(self, what: str) -> DivergedError:
+        return DivergedError(
+            f'{what}. The last checkpoint is of step {self._checkpoints.latest}. Try a lower '
+            'learning rate, clipped gradients or float32, in another workdir.'
+        )
 
 
 class _Tracing:

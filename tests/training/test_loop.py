@@ -263,6 +263,20 @@ def test_a_loss_that_is_not_finite_names_the_step_and_keeps_the_last_checkpoint(
     assert not (tmp_path / 'run/weights.safetensors').exists()
 
 
+@pytest.mark.slow
+def test_parameters_that_are_not_finite_after_the_last_update_are_not_saved(
+    photos: Path, tmp_path: Path
+) -> None:
+    """The loss of the one step is that of the initial weights, and finite."""
+    wild = OptimConfig(name='sgd', learning_rate=1e38, schedule='constant')
+    experiment = smoke(photos, optim=wild)
+    one_step = dataclasses.replace(experiment.loop, steps=1)
+    with pytest.raises(loop.DivergedError, match='the parameters after step 1 are not finite'):
+        run(dataclasses.replace(experiment, loop=one_step), tmp_path / 'run')
+    assert not list((tmp_path / 'run/checkpoints').glob('[0-9]*'))
+    assert not (tmp_path / 'run/weights.safetensors').exists()
+
+
 def test_faults_before_the_work(photos: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match='data.train is empty'):
         loop.train(load_experiment(SMOKE), tmp_path / 'run', upscaler=Upscaler)
