@@ -100,12 +100,15 @@ def _in_bfloat16(
 ) -> tuple[dict[str, contenders.Contender], list[str]]:
     """The contenders in bfloat16, and which of them are PyTorch's.
 
-    None on a CPU without it, where they are several times slower than in float32; to see that they
-    run, the quick form has the rivals there too.
+    On a CPU without bfloat16 only OpenVINO's, which computes in float32 there: PyTorch would take
+    minutes, and ours refuses.
     """
-    supported = 'bfloat16' in onednn.supported_dtypes()
-    if not (supported or quick):
-        return {}, []
+    peers = {
+        'ours, openvino, bfloat16': contenders.ours(net, name='openvino', dtype='bfloat16'),
+        'openvino, bfloat16': contenders.of_openvino(exported, 'bf16'),
+    }
+    if 'bfloat16' not in onednn.supported_dtypes():
+        return peers, []
     torches = {
         'torch, bfloat16': contenders.of_torch(net, bfloat16=True),
         'torch, channels_last, bfloat16': contenders.of_torch(
@@ -116,12 +119,8 @@ def _in_bfloat16(
         torches['torch, channels_last, compiled, bfloat16'] = contenders.of_torch(
             net, channels_last=True, compiled=True, bfloat16=True
         )
-    rivals = torches | {
-        'ours, openvino, bfloat16': contenders.ours(net, name='openvino', dtype='bfloat16'),
-        'openvino, bfloat16': contenders.of_openvino(exported, 'bf16'),
-    }
-    ours = {XLA_BFLOAT16: contenders.ours(net, name='xla', dtype='bfloat16')} if supported else {}
-    return ours | rivals, list(torches)
+    ours = {XLA_BFLOAT16: contenders.ours(net, name='xla', dtype='bfloat16')}
+    return ours | torches | peers, list(torches)
 
 
 def _picture(height: int, width: int) -> np.ndarray:

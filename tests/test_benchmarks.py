@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from benchmarks.turns import ratio
+from fmen_jax.runtime import onednn
 from tests.helpers import ROOT
 
 
@@ -29,8 +30,8 @@ def test_all_contenders_of_the_train_step_have_the_same_loss(tmp_path: Path, tor
         # losses of about 126; float32 in other orders
         assert max(losses) - min(losses) < 1e-3
         lower = [row['first_loss'] for row in rows if row['dtype'] == 'bfloat16']
-        assert len(lower) >= 2
-        assert max(abs(loss - losses[0]) for loss in lower) < 0.01 * losses[0]
+        assert len(lower) == (3 if 'bfloat16' in onednn.supported_dtypes() else 0)
+        assert all(abs(loss - losses[0]) < 0.01 * losses[0] for loss in lower)
     assert {'speedup_vs_best_torch', 'summary'} <= found.keys()
 
 
