@@ -1,1 +1,1 @@
-"""What scripts/benchmark.py measures: one file a section, and the rivals."""
+"""Benchmarks run by scripts/benchmark.py: one module for each section, and the contenders."""

@@ -1,4 +1,4 @@
-"""What a compiled program costs, read from the program: bytes, FLOPs, collectives; a roofline."""
+"""Cost of a compiled program, read from the program: bytes, FLOPs, collectives and a roofline."""
 
 import dataclasses
 import re
@@ -8,7 +8,7 @@ import numpy as np
 
 _BYTES = {'bf16': 2, 'f16': 2, 'f32': 4, 's32': 4, 'u32': 4, 'f64': 8, 'u8': 1, 's8': 1, 'pred': 1}
 _KINDS = ('all-reduce', 'all-gather', 'reduce-scatter', 'all-to-all', 'collective-permute')
-# result shapes, then the name of the operation; asynchronous ones are counted where they start
+# Result shapes, then the name of the operation. Asynchronous ones are counted at their start.
 _COLLECTIVE = re.compile(rf'= (\(?[^=]*?\)?) ({"|".join(_KINDS)})(-start)?\(')
 _COMMENT = re.compile(r'/\*.*?\*/')
 _SHAPE = re.compile(r'(\w+)\[([\d,]*)\]')
@@ -16,14 +16,14 @@ _SHAPE = re.compile(r'(\w+)\[([\d,]*)\]')
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """Published figures of one chip."""
+    """Published specifications of one chip."""
 
     flops: float
-    """Peak of bfloat16 products, per second."""
+    """Peak bfloat16 throughput, in FLOPs per second."""
     bandwidth: float
-    """Of its memory, bytes per second."""
+    """Memory bandwidth, in bytes per second."""
     memory: float
-    """Bytes."""
+    """Memory capacity, in bytes."""
 
 
 # cloud.google.com/tpu/docs/v5e, /v5p, /v6e: peak compute, HBM bandwidth and capacity per chip
@@ -35,14 +35,14 @@ CHIPS = {
 
 
 def collectives(program: str) -> dict[str, dict[str, int]]:
-    """How many of each kind a program's text has, and the bytes of their results together."""
+    """Return the number of collectives in a program's text and their result bytes, by kind."""
     found: dict[str, dict[str, int]] = {}
     for shapes, kind, started in _COLLECTIVE.findall(_COMMENT.sub('', program)):
         sizes = [
             _BYTES.get(dtype, 4) * int(np.prod([int(d) for d in dims.split(',') if d]))
             for dtype, dims in _SHAPE.findall(shapes)
         ]
-        # what starts a permute or a gather names its operand beside its result
+        # The start of an asynchronous permute or gather lists its operand next to its result.
         pair = started and kind != 'all-reduce'
         size = max(sizes, default=0) if pair else sum(sizes)
         entry = found.setdefault(kind, {'count': 0, 'bytes': 0})
@@ -52,11 +52,12 @@ def collectives(program: str) -> dict[str, dict[str, int]]:
 
 
 def figures(compiled: Any, chip: Chip) -> dict[str, Any]:
-    """The program of one chip: what the compiler says, and what that means at the chip's peaks.
+    """Return the compiler's figures for the program of one chip, and a roofline estimate.
 
-    The predicted time is a roofline, not a measurement: the larger of compute and memory, without
-    exchanges, at published peaks, which no program reaches. The bytes are all that the program
-    touches; where they stay in the chip's fast memory, the memory side is too pessimistic.
+    The predicted time is a roofline, not a measurement: the larger of compute time and memory time
+    at published peaks, which no program reaches, without communication between chips. The bytes
+    are all that the program accesses; where data stays in the chip's fast memory, the memory time
+    is too pessimistic.
     """
     cost, memory = compiled.cost_analysis(), compiled.memory_analysis()
     flops, moved = float(cost['flops']), float(cost['bytes accessed'])

@@ -1,4 +1,7 @@
-"""Whatever upscales x4, as functions of one picture [1, H, W, 3], float32 in 0..255, on the CPU."""
+"""Contenders for upscaling x4 on the CPU, as functions of one image.
+
+Images are [1, H, W, 3], float32, RGB in 0..255.
+"""
 
 import io
 import warnings
@@ -20,14 +23,14 @@ Contender = Callable[[np.ndarray], np.ndarray]
 
 
 def network() -> Network:
-    """FMEN-S x4, folded, of weights that any machine can draw."""
+    """Return FMEN-S x4, folded, with initial weights, which any machine can generate."""
     config = FMENConfig(scale=4)
     variables = initial_variables(config, 'collapsed', start='bicubic')
     return Network(config, 'collapsed', variables).fold()
 
 
 def rival(name: str) -> Network:
-    """A rival of the zoo, of random weights."""
+    """Return another network of the zoo, with random weights."""
     config = zoo.config(name)
     x = np.zeros((1, 24, 24, 3), np.float32)
     shapes: Any = jax.eval_shape(config.build().init, jax.random.key(0), x)
@@ -39,13 +42,13 @@ def rival(name: str) -> Network:
 
 
 def compiled(net: Network, compile_: Callable = jax.jit) -> Contender:
-    """The module as it stands, by `jax.jit` as it comes, or by another."""
+    """Return our unmodified module compiled by plain `jax.jit`, or by another compiler function."""
     function = compile_(net.module.apply)
     return lambda x: np.asarray(function(net.variables, x))
 
 
 def torch_module(net: Network) -> torch_fmen.TorchFMEN:
-    """The deploy graph in plain PyTorch, with the same weights."""
+    """Return the deploy graph in plain PyTorch, with the same weights."""
     module = torch_fmen.TorchFMEN(net.config, deploy=True).eval()  # pyright: ignore[reportArgumentType]
     module.load_state_dict({k: torch.tensor(v) for k, v in net.state_dict('github').items()})
     return module
@@ -54,7 +57,7 @@ def torch_module(net: Network) -> torch_fmen.TorchFMEN:
 def of_torch(
     net: Network, *, channels_last: bool = False, compiled: bool = False, bfloat16: bool = False
 ) -> Contender:
-    """PyTorch: eager or compiled, in either layout, in float32 or with autocast to bfloat16."""
+    """Return PyTorch, eager or compiled, in either layout, in float32 or autocast to bfloat16."""
     layout = torch.channels_last if channels_last else torch.contiguous_format
     module = torch_module(net).to(memory_format=layout)  # pyright: ignore[reportCallIssue]
     run: Any = torch_fmen.compiled(module) if compiled else module
@@ -68,7 +71,7 @@ def of_torch(
 
 
 def torch_export(net: Network) -> bytes:
-    """The ONNX file of a PyTorch user."""
+    """Return the ONNX file that a PyTorch user would export."""
     file, x = io.BytesIO(), torch.zeros(1, 3, 64, 64)
     with warnings.catch_warnings():  # the exporter without onnxscript is deprecated
         warnings.simplefilter('ignore')
@@ -86,7 +89,7 @@ def torch_export(net: Network) -> bytes:
 
 
 def of_openvino(model: bytes, precision: str = 'f32') -> Contender:
-    """OpenVINO as a user of it would run a file."""
+    """Return OpenVINO running an ONNX file, as an OpenVINO user would run it."""
     import openvino
 
     hints = {'INFERENCE_PRECISION_HINT': precision, 'PERFORMANCE_HINT': 'LATENCY'}
@@ -101,7 +104,7 @@ def of_openvino(model: bytes, precision: str = 'f32') -> Contender:
 
 
 def of_onnxruntime(model: bytes) -> Contender:
-    """The same with onnxruntime."""
+    """Return onnxruntime running an ONNX file, as an onnxruntime user would run it."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(model, providers=['CPUExecutionProvider'])
@@ -114,11 +117,11 @@ def of_onnxruntime(model: bytes) -> Contender:
 
 
 def ours(net: Network, **settings: Any) -> Contender:
-    """One of our engines."""
+    """Return one of our engines, made with the given settings of `make_engine`."""
     engine = make_engine(net, **settings)
     return lambda x: np.ascontiguousarray(engine(x))
 
 
 def xla(net: Network) -> Contender:
-    """Our default."""
+    """Return our default engine, XLA in float32."""
     return Xla(net, 'float32')

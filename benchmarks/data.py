@@ -1,8 +1,9 @@
-"""The pipeline alone against what the train step consumes, FMEN-S x4, batches of 16 and 64.
+"""Throughput of the data pipeline compared with that of the train step, FMEN-S x4.
 
-Four photographs of scikit-image, prepared once; batches of 48x48 as the training loop takes them,
-through the same prefetching threads. Not with the step beside it: docs/performance.md has the share
-of the time that a run waited for data.
+The data are four photographs of scikit-image, prepared once. Batches of 16 and 64 patches of 48x48
+are read as in the training loop, through the same prefetching threads. The pipeline is measured
+alone, not while the step runs: docs/performance.md gives the share of time that a training run
+waited for data.
 """
 
 import itertools
@@ -24,7 +25,7 @@ PHOTOGRAPHS = ('astronaut', 'coffee', 'chelsea', 'rocket')
 
 
 def measure(*, quick: bool) -> dict[str, Any]:
-    """Rows of images per second, and how often the pipeline would fill the step."""
+    """Return images per second, and how many times faster the pipeline is than the step."""
     config = FMENConfig(scale=4)
     found: list[dict[str, Any]] = []
     summary: dict[str, Any] = {}
@@ -40,7 +41,7 @@ def measure(*, quick: bool) -> dict[str, Any]:
             settings = PipelineConfig(patch=patch, batch=size, ahead=2)
             batches = prefetched(Batches([source], settings, unshuffled=True), settings)
             step, _ = ours(OURS, config, peak.batch(config.scale, size, patch))
-            # many batches a turn, because some wait ready
+            # Many batches in a turn, because some have already been prefetched.
             count = 4 if quick else 1024 // size
             calls = {
                 'pipeline': lambda b=batches, n=count: list(itertools.islice(b, n)),

@@ -1,6 +1,7 @@
-"""How ours grows: inference with the side of a picture, a batch of tiles, the step with its batch.
+"""Scaling of inference with image side and number of tiles, and of the train step with its batch.
 
-Seconds and temporary bytes for each LR pixel: level where the work is all that counts.
+Time and temporary bytes are given per LR pixel, and are constant where only the amount of work
+matters.
 """
 
 from typing import Any
@@ -21,7 +22,7 @@ STEPS = (2, 4, 8, 16, 32, 64)
 
 
 def measure(*, quick: bool) -> dict[str, Any]:
-    """Rows by side, by tiles in a batch of 64x64, and by batch of the train step on 48x48."""
+    """Return rows by image side, by number of 64x64 tiles, and by batch of the step on 48x48."""
     net = contenders.network()
     run = contenders.xla(net)
     shapes = [('side', side, (1, side, side, 3)) for side in (SIDES[:1] if quick else SIDES)]

@@ -1,8 +1,9 @@
-"""One picture through FMEN-S x4 on the CPU, by size: ours, PyTorch, onnxruntime, OpenVINO, rivals.
+"""Inference of FMEN-S x4 on one image on the CPU, by size, and of other networks.
 
-All contenders of one network compute the same picture in float32. Those in bfloat16 are measured in
-the same rounds on CPUs that have it, where they are named. PyTorch's export is what onnxruntime and
-OpenVINO are given where ours is not named.
+The contenders are ours, PyTorch, onnxruntime and OpenVINO. In float32, all contenders that run the
+same network compute the same output. Contenders in bfloat16 have it in their names and are measured
+in the same rounds, on CPUs that support it. onnxruntime and OpenVINO run the file exported by
+PyTorch, except in the contenders named "ours".
 """
 
 import functools
@@ -17,15 +18,15 @@ from fmen_jax.network import Network
 from fmen_jax.runtime import onednn
 from fmen_jax.runtime.compilation import jit
 
-# LR rows and columns; the outputs have 64 to 2160 rows
 XLA_BFLOAT16 = 'ours, xla, bfloat16'
+# LR rows and columns. The outputs have 64 to 2160 rows.
 SIZES = ((16, 16), (64, 64), (180, 320), (540, 960))
 
 
 def measure(*, quick: bool) -> dict[str, Any]:
-    """Rows, and the ratios that matter."""
+    """Return rows of times and a summary of the most important ratios."""
     net = contenders.network()
-    # first, because it switches OpenVINO's telemetry off, which forks
+    # Created first, because this disables OpenVINO's telemetry, which forks.
     ours = {
         'ours, xla': contenders.xla(net),
         'ours, auto': contenders.ours(net, name='auto'),
@@ -98,10 +99,10 @@ def measure(*, quick: bool) -> dict[str, Any]:
 def _in_bfloat16(
     net: Network, exported: bytes, *, quick: bool
 ) -> tuple[dict[str, contenders.Contender], list[str]]:
-    """The contenders in bfloat16, and which of them are PyTorch's.
+    """Return the contenders in bfloat16, and the names of those of PyTorch.
 
-    On a CPU without bfloat16 only OpenVINO's, which computes in float32 there: PyTorch would take
-    minutes, and ours refuses.
+    On a CPU without bfloat16, only OpenVINO's contenders are returned, and OpenVINO computes in
+    float32: PyTorch would take minutes, and our XLA engine falls back to float32 with a warning.
     """
     peers = {
         'ours, openvino, bfloat16': contenders.ours(net, name='openvino', dtype='bfloat16'),

@@ -1,4 +1,4 @@
-"""Files to files: a folder of photographs against a plain PyTorch loop, and one very large TIFF."""
+"""Upscaling of files: a folder of photographs versus a plain PyTorch loop, and very large TIFFs."""
 
 import contextlib
 import os
@@ -35,7 +35,7 @@ def _pictures(folder: Path, count: int) -> None:
 
 
 def _loop(run: contenders.Contender, folder: Path, out: Path) -> Callable[[], None]:
-    """What one writes by hand: read, compute, write, one after the other."""
+    """Return a hand-written loop that reads, computes and writes one file after the other."""
 
     def call() -> None:
         out.mkdir(exist_ok=True)
@@ -56,7 +56,7 @@ def _job(upscaler: Upscaler, folder: Path, out: Path) -> Callable[[], None]:
 
 
 def _large(folder: Path, width: int, height: int) -> dict[str, Any]:
-    """A TIFF x2 through the command line, with a network small enough to finish."""
+    """Upscale a TIFF x2 by the command line, with a network small enough to finish."""
     config = FMENConfig(scale=2, n_feats=4, mid_feats=5, down_blocks=0, up_blocks=(0,))
     weights, picture = folder / 'small.safetensors', folder / f'{height}.tif'
     Network(config, 'deploy', initial_variables(config, 'deploy')).save(weights)
@@ -66,14 +66,14 @@ def _large(folder: Path, width: int, height: int) -> dict[str, Any]:
     )
     out = folder / f'{height}_x2.tif'
     command = [sys.executable, '-m', 'fmen_jax', 'upscale', str(picture), '-o', str(out)]
-    # tiles of a fixed size, since auto takes what memory there is
+    # The tile size is fixed, because with auto it depends on the available memory.
     command += ['-w', str(weights), '--engine', 'xla', '--tile', '1024']
     start = time.perf_counter()
-    own = {k: v for k, v in os.environ.items() if k != 'GLIBC_TUNABLES'}  # the benchmark's
+    own = {k: v for k, v in os.environ.items() if k != 'GLIBC_TUNABLES'}  # set by the benchmark
     process = subprocess.Popen(command, cwd=Path(__file__).parent.parent, env=own)
     highest = 0
     while process.poll() is None:
-        with contextlib.suppress(OSError, IndexError):  # it ends while it is looked at
+        with contextlib.suppress(OSError, IndexError):  # the process may end during the query
             highest = max(highest, peak.resident(process.pid))
         time.sleep(0.1)
     assert process.returncode == 0
@@ -89,7 +89,7 @@ def _large(folder: Path, width: int, height: int) -> dict[str, Any]:
 
 
 def measure(*, quick: bool) -> dict[str, Any]:
-    """Rows, and the ratios that matter."""
+    """Return rows of times and a summary of the most important ratios."""
     count = 2 if quick else 24
     net = contenders.network()
     auto = Upscaler(net, engine='auto')

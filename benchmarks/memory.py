@@ -1,8 +1,8 @@
-"""Bytes of the compiled deploy graph at x4, against E-RFDN's and RLFN's, and the maps behind them.
+"""Memory of the compiled deploy graph at x4, in bytes and in feature maps, vs. E-RFDN and RLFN.
 
-A map is [H, W, 50] in float32, of the LR size: the width of all three networks. Peak bytes are
-temporary ones, arguments (image and weights) and output together. The engine's own program is
-measured, and the same with XLA's convolutions, as other machines have it.
+A map is a float32 array [H, W, 50] of the LR size; all three networks have 50 channels. Peak bytes
+are the sum of temporary memory, arguments (image and weights) and output. Two programs are
+measured: that of the engine, and the same with XLA's convolutions, which other machines run.
 """
 
 import math
@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from benchmarks import contenders
 from fmen_jax.runtime.compilation import jit
 
-# LR rows and columns of outputs of 1280x720 and 1920x1080
+# LR rows and columns for outputs of 1280x720 and 1920x1080.
 SIZES = ((180, 320), (270, 480))
 
 _LINE = re.compile(r'\s*(?:ROOT )?%([\w.\-]+) = f32\[([\d,]*)\]\S* ([\w\-]+)\((.*)')
@@ -24,7 +24,7 @@ _VIEWS = ('bitcast', 'get-tuple-element')
 
 
 def measure(*, quick: bool) -> dict[str, Any]:
-    """Rows, and the reductions against E-RFDN."""
+    """Return rows of bytes and a summary of the reductions relative to E-RFDN."""
     networks = {
         'FMEN-S': contenders.network(),
         'E-RFDN': contenders.rival('e_rfdn'),
@@ -38,7 +38,7 @@ def measure(*, quick: bool) -> dict[str, Any]:
         for name, net in networks.items():
             for libraries in (True, False):
                 x = jax.ShapeDtypeStruct((1, height, width, 3), jnp.float32)
-                program: Any = jit(net.module.apply, libraries=libraries)
+                program: Any = jit(net.module.apply, onednn='always' if libraries else 'never')
                 compiled = program.lower(net.variables, x).compile()
                 plan = compiled.memory_analysis()
                 temp, output = plan.temp_size_in_bytes, plan.output_size_in_bytes
@@ -63,14 +63,15 @@ def measure(*, quick: bool) -> dict[str, Any]:
 
 
 def live_channels(program: str, height: int, width: int) -> list[int]:
-    """Channels of the LR maps that are alive where their sum is largest, read from the program.
+    """Return the channels of the LR maps that are live at the program's peak.
 
-    A value lives from the operation that makes it to the last one that reads it. The output of an
-    elementwise fusion takes the place of an operand of its size that is read there last.
+    The peak is the operation at which the sum of live channels is largest. A value is live from the
+    operation that produces it to the last one that reads it. The output of an elementwise fusion
+    reuses the buffer of an operand of the same size whose last use is this fusion.
     """
     entry = program[program.index('\nENTRY') :]
     lines = [match.groups() for match in map(_LINE.match, entry.splitlines()) if match]
-    of: dict[str, str] = {}  # the value behind a view
+    of: dict[str, str] = {}  # the underlying value of each view
     channels: dict[str, int] = {}
     kinds: list[tuple[str, str, list[str]]] = []
     for name, shape, kind, rest in lines:
@@ -86,7 +87,7 @@ def live_channels(program: str, height: int, width: int) -> list[int]:
     for i, (name, kind, operands) in enumerate(kinds):
         ending = {o for o in operands if last[o] == i}
         same = [o for o in ending if kind == 'fusion' and channels[o] == channels[name]]
-        # the program's output has a place of its own
+        # The program's output has its own buffer.
         held = [o for o in alive if o not in same[:1]] + ([name] if name in last else [])
         now = [channels[o] for o in held if channels[o]]
         most = max(most, now, key=sum)

@@ -1,4 +1,4 @@
-"""The peak memory of a process that trains three steps and does nothing else."""
+"""Peak memory of a process that only runs three train steps."""
 
 import dataclasses
 import json
@@ -14,13 +14,13 @@ _ROOT = Path(__file__).parent.parent
 
 
 def batch(scale: int, size: int, patch: int) -> dict[str, np.ndarray]:
-    """Noise and its enlargement."""
+    """Return `lr`, uint8 noise [N, p, p, 3], and `hr`, its nearest-neighbor enlargement."""
     lr = np.random.default_rng(0).integers(0, 256, (size, patch, patch, 3), np.uint8)
     return {'lr': lr, 'hr': lr.repeat(scale, 1).repeat(scale, 2)}
 
 
 def of(name: str, config: Any, size: int, patch: int) -> int:
-    """Bytes of resident memory, for a contender of benchmarks/train.py."""
+    """Return the peak resident bytes of a new process that trains a contender of `train`."""
     settings = json.dumps([name, dataclasses.asdict(config), size, patch])
     command = [sys.executable, '-m', 'benchmarks.peak', settings]
     found = subprocess.run(command, cwd=_ROOT, check=True, capture_output=True, text=True)
@@ -28,13 +28,16 @@ def of(name: str, config: Any, size: int, patch: int) -> int:
 
 
 def resident(pid: int | str = 'self') -> int:
-    """The peak of a Linux process so far; getrusage would begin with its parent's."""
+    """Return the peak resident bytes of a Linux process.
+
+    getrusage is not used, because its peak would start from that of the parent process.
+    """
     status = Path(f'/proc/{pid}/status').read_text()
     return int(status.partition('VmHWM:')[2].split()[0]) * 1024
 
 
 def main(settings: str) -> None:
-    """Import no more than the contender needs, train, and print the peak."""
+    """Import only what the contender needs, run three steps, and print the peak in bytes."""
     name, values, size, patch = json.loads(settings)
     images = batch(values['scale'], size, patch)
     if name.startswith('torch'):

@@ -1,4 +1,4 @@
-"""Pictures of the results of scripts/benchmark.py."""
+"""Plots of the results of scripts/benchmark.py."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +11,7 @@ Rows = Sequence[dict[str, Any]]
 
 
 def draw(results: dict[str, Any], folder: Path) -> list[Path]:
-    """One PNG for each section that is there and has one: where they are."""
+    """Draw one PNG for each section of the results that has a plot, and return the paths."""
     folder.mkdir(parents=True, exist_ok=True)
     drawn = []
     for section, function in {
@@ -29,7 +29,7 @@ def draw(results: dict[str, Any], folder: Path) -> list[Path]:
 
 
 def _infer(figure: Any, rows: Rows) -> None:
-    """Seconds against the fastest PyTorch of each size."""
+    """Plot time relative to the fastest PyTorch contender at each size."""
     axes = figure.subplots()
     axes.set_prop_cycle(color=matplotlib.colormaps['tab20'].colors)  # pyright: ignore
     sizes = list(dict.fromkeys((r['height'], r['width']) for r in rows))
@@ -55,12 +55,12 @@ def _infer(figure: Any, rows: Rows) -> None:
 
 
 def _train(figure: Any, rows: Rows) -> None:
-    """Seconds of a step and peak of the process."""
+    """Plot seconds per step and the peak memory of the process."""
     _bars(figure, rows, 'batch', {'seconds': 1, 'process_peak': 1e9}, ['s a step', 'GB, process'])
 
 
 def _memory(figure: Any, rows: Rows) -> None:
-    """Temporary and peak bytes of a program."""
+    """Plot the temporary and peak memory of each program."""
     named = [
         {**r, 'contender': f'{r["contender"]}, {r["convolutions"]}', 'size': f'{r["height"]}p'}
         for r in rows
@@ -90,7 +90,7 @@ def _bars(figure: Any, rows: Rows, by: str, units: dict[str, float], labels: lis
 
 
 def _growth(figure: Any, rows: Rows) -> None:
-    """Time and temporary bytes for each LR pixel."""
+    """Plot time and temporary bytes per LR pixel."""
     for axes, key in zip(
         figure.subplots(1, 2), ('microseconds_per_pixel', 'temp_bytes_per_pixel'), strict=True
     ):

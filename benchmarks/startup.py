@@ -1,4 +1,4 @@
-"""From the command to the picture: `fmen-jax upscale` on a small PNG, whole and by part."""
+"""Time of the command `fmen-jax upscale` on a small PNG, in total and by part."""
 
 import json
 import os
@@ -16,7 +16,7 @@ from fmen_jax.images import rgb8
 
 _ROOT = Path(__file__).parent.parent
 
-# The steps of the command, each timed by itself in a new process.
+# The steps of the command, timed separately in a new process.
 _PARTS = """
 import json, sys, time
 from pathlib import Path
@@ -44,7 +44,7 @@ print(json.dumps([(n, t - clock[i][1]) for i, (n, t) in enumerate(clock[1:])]))
 
 
 def measure(*, quick: bool) -> dict[str, Any]:
-    """Rows for the first start, with an empty cache, and for those after it."""
+    """Return rows for the first start, with an empty cache, and for later starts."""
     rounds = 1 if quick else 5
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as name:

@@ -1,7 +1,7 @@
-"""FMEN in plain PyTorch, as a user of PyTorch would write it from the paper: the rival.
+"""Contender: FMEN in plain PyTorch, as a PyTorch user would write it from the paper.
 
-Images are NCHW, float32, in 0..255. Keys are those of the published checkpoints. Nothing of JAX is
-imported, so that the memory of a process is PyTorch's.
+Images are NCHW, float32, RGB in 0..255. Parameter names are those of the published checkpoints. JAX
+is not imported, so that the memory of a process is that of PyTorch alone.
 """
 
 from collections.abc import Callable, Mapping
@@ -19,12 +19,12 @@ SLOPE = 0.1
 
 
 def conv3(inputs: int, outputs: int, *, padding: int = 1) -> nn.Conv2d:
-    """A 3x3 convolution."""
+    """Return a 3x3 convolution."""
     return nn.Conv2d(inputs, outputs, 3, padding=padding)
 
 
 def bordered(x: Tensor, border: Tensor) -> Tensor:
-    """Put the value [C] around [N, C, H, W]."""
+    """Pad [N, C, H, W] by one pixel on each side with the value [C]."""
     x = F.pad(x, (1, 1, 1, 1))
     value = border.view(1, -1, 1, 1)
     x[:, :, :1], x[:, :, -1:], x[..., :1], x[..., -1:] = value, value, value, value
@@ -32,14 +32,14 @@ def bordered(x: Tensor, border: Tensor) -> Tensor:
 
 
 def of_zero(bn: nn.BatchNorm2d) -> Tensor:
-    """What a batch norm gives for zero, under its running statistics."""
+    """Return the output [C] of a batch norm for zero input, under its running statistics."""
     assert bn.running_mean is not None
     assert bn.running_var is not None
     return bn.bias - bn.running_mean * bn.weight / torch.sqrt(bn.running_var + bn.eps)
 
 
 class RRRB(nn.Module):
-    """The train form: 1x1, 3x3 and 1x1 with two skips."""
+    """Train form of an RRRB: 1x1, 3x3 and 1x1 convolutions with two skip connections."""
 
     def __init__(self, features: int, ratio: int) -> None:
         super().__init__()
@@ -56,7 +56,7 @@ class RRRB(nn.Module):
 
 
 class Folded(nn.Module):
-    """The deploy form of an RRRB."""
+    """Deploy form of an RRRB: one 3x3 convolution."""
 
     def __init__(self, features: int) -> None:
         super().__init__()
@@ -67,7 +67,7 @@ class Folded(nn.Module):
 
 
 class ERB(nn.Module):
-    """Two of them with a LeakyReLU between."""
+    """Two RRRBs, in train or deploy form, with a LeakyReLU between them."""
 
     def __init__(self, features: int, ratio: int, *, deploy: bool) -> None:
         super().__init__()
@@ -79,7 +79,7 @@ class ERB(nn.Module):
 
 
 class HFAB(nn.Module):
-    """High-frequency attention."""
+    """High-frequency attention block."""
 
     def __init__(self, n: int, m: int, erbs: int, ratio: int, *, deploy: bool) -> None:
         super().__init__()
@@ -103,7 +103,7 @@ class HFAB(nn.Module):
 
 
 class TorchFMEN(nn.Module):
-    """The published train graph, or with `deploy` the folded one."""
+    """FMEN: the published train graph, or the folded graph if `deploy` is true."""
 
     def __init__(self, config: 'FMENConfig', *, deploy: bool) -> None:
         super().__init__()
@@ -131,9 +131,10 @@ class TorchFMEN(nn.Module):
 
 
 def compiled(module: nn.Module) -> Any:
-    """The module, compiled for each size by itself.
+    """Return the module, compiled separately for each input size.
 
-    After eight sizes PyTorch would go on uncompiled, with a warning: here that is an error, at 64.
+    By default, PyTorch warns and continues uncompiled after eight sizes. Here the limit is 64, and
+    reaching it is an error.
     """
     torch._dynamo.config.recompile_limit = 64
     torch._dynamo.config.fail_on_recompile_limit_hit = True
@@ -148,9 +149,10 @@ def train_step(
     rate: float,
     state: Mapping[str, np.ndarray] | None = None,
 ) -> Callable[[], float]:
-    """A step of L1 and Adam on the same batch each time, that returns the loss before it.
+    """Return a train step with L1 loss and Adam on a fixed batch.
 
-    Channels last, compiled, with autocast to bfloat16, where the name says so.
+    A call of the step returns the loss before the update. The name of the contender says whether
+    the step uses channels last, is compiled, and uses autocast to bfloat16.
     """
     model = TorchFMEN(config, deploy=False)
     if state is not None:

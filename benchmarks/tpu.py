@@ -1,12 +1,12 @@
-"""Programs for TPUs, compiled ahead of time by libtpu on a machine that has none."""
+"""Programs for TPUs, compiled ahead of time by libtpu on a machine without a TPU."""
 
 import dataclasses
 import os
 from typing import Any
 
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
-os.environ.setdefault('TPU_SKIP_MDS_QUERY', '1')  # else libtpu looks for a TPU VM's metadata
-os.environ.setdefault('ALLOW_MULTIPLE_LIBTPU_LOAD', '1')  # it holds no device that could be shared
+os.environ.setdefault('TPU_SKIP_MDS_QUERY', '1')  # otherwise libtpu queries a TPU VM's metadata
+os.environ.setdefault('ALLOW_MULTIPLE_LIBTPU_LOAD', '1')  # safe, as libtpu holds no device here
 
 import jax
 import jax.numpy as jnp
@@ -25,15 +25,16 @@ from fmen_jax.training.step import make_train_step
 
 
 def make_mesh(topology: str, rows: int = 1) -> Mesh:
-    """The mesh of a whole topology such as v5e:2x2.
+    """Return the mesh of a whole topology such as v5e:2x2.
 
     Raises:
-      InputError: libtpu is not installed or does not know it, or there are no figures of the chip.
+      InputError: libtpu is not installed or does not know the topology, or `CHIPS` does not contain
+        the chip.
     """
     if topology.partition(':')[0] not in CHIPS:
         raise InputError(f'topology is {topology!r}; expected {", ".join(CHIPS)}, such as v5e:2x2.')
     options: dict[str, Any] = {}
-    if topology.endswith(':1x1'):  # libtpu's hosts have four chips unless told
+    if topology.endswith(':1x1'):  # libtpu's default is four chips per host
         options['chips_per_host_bounds'] = (1, 1, 1)
     try:
         found = topologies.get_topology_desc(topology, 'tpu', **options)
@@ -46,7 +47,7 @@ def make_mesh(topology: str, rows: int = 1) -> Mesh:
 
 
 def train_step(experiment: Experiment, mesh: Mesh, batch: int) -> Any:
-    """The train step of an experiment on a global batch, compiled for a mesh."""
+    """Return the train step of an experiment on a global batch, compiled for a mesh."""
     e = experiment
     optimizer = make_optimizer(e.optim, e.loop.steps)
     state = init_state(initial_variables(e.model, e.graph), optimizer, ema=e.step.ema_decay > 0)
@@ -69,7 +70,7 @@ def train_step(experiment: Experiment, mesh: Mesh, batch: int) -> Any:
 def deploy(
     experiment: Experiment, mesh: Mesh, images: int, height: int, width: int, *, shuffle: Any
 ) -> Any:
-    """The folded network on LR images, rows split over the mesh's second axis."""
+    """Return the folded network on LR images, compiled with rows split over the second axis."""
     e = experiment
     settings = e.step.on('tpu', 'deploy', width)
     dtype = jnp.dtype(settings.dtype)
@@ -84,7 +85,7 @@ def deploy(
 
 
 def measure(compiled: Any, topology: str, images: int, chips: int) -> dict[str, Any]:
-    """Figures of a compiled program that computes so many images."""
+    """Return the figures of a compiled program that computes a given number of images."""
     chip = CHIPS[topology.partition(':')[0]]
     found = figures(compiled, chip)
     growing = found['temp_bytes_per_chip'] + found['argument_bytes_per_chip']
@@ -95,7 +96,7 @@ def measure(compiled: Any, topology: str, images: int, chips: int) -> dict[str, 
         'chips': chips,
         'images': images,
         'images_per_second_per_chip': images / chips / found['roofline_seconds'],
-        # temporary memory grows with the batch; read as if all of it did
+        # Temporary memory grows with the batch. The estimate assumes that all of it does.
         'largest_batch_estimate': int(chip.memory * chips / each),
         'chip': dataclasses.asdict(chip),
     }

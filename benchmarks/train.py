@@ -1,9 +1,9 @@
-"""The train step of FMEN-S x4 on patches of 48x48: time in turn, memory.
+"""Time and memory of the train step of FMEN-S x4 on patches of 48x48, measured in turn.
 
-All contenders begin with the same weights and compute the same loss, L1, in float32, and take a
-step of Adam. On CPUs that have bfloat16, those that compute in it are measured in the same rounds.
-Temporary bytes are what XLA plans; what its libraries take besides is in the peak of a process of
-its own.
+All contenders start from the same weights, compute the same L1 loss in float32, and take a step of
+Adam. On CPUs that support bfloat16, contenders that compute in it are measured in the same rounds.
+Temporary bytes are those planned by XLA; the additional memory of its libraries is included only in
+the peak of a separate process.
 """
 
 import functools
@@ -29,7 +29,7 @@ RATE = 1e-4
 SIZES = (16, 64)
 OURS = 'ours, collapsed'
 OURS_BFLOAT16 = 'ours, collapsed, bfloat16'
-# how each is built: the graph, the compiler, and whether the loss is taken before the shuffle
+# For each contender: graph, compiler, and whether the loss is computed before the pixel shuffle.
 _FORMS: dict[str, tuple[Any, Callable, bool]] = {
     OURS: ('collapsed', functools.partial(jit, onednn='large'), True),
     'ours, without oneDNN': ('collapsed', jit, True),
@@ -55,7 +55,7 @@ TORCHES_BFLOAT16 = (
 def ours(
     name: str, config: FMENConfig, batch: dict[str, np.ndarray]
 ) -> tuple[Callable[[], float], int]:
-    """A step that returns its loss, and its temporary bytes."""
+    """Return a train step, whose calls return the loss, and its temporary bytes."""
     graph, compile_, early = _FORMS[name]
     dtype = 'bfloat16' if name == OURS_BFLOAT16 else 'float32'
     optimizer = make_optimizer(OptimConfig(learning_rate=RATE, schedule='constant'), 1000)
@@ -75,8 +75,8 @@ def ours(
 
 
 def measure(*, quick: bool) -> dict[str, Any]:
-    """Rows, and the ratios that matter."""
-    from benchmarks.torch_fmen import train_step  # here: `peak` measures ours without PyTorch
+    """Return rows of times and memory, and a summary of the most important ratios."""
+    from benchmarks.torch_fmen import train_step  # here, as `peak` measures ours without PyTorch
 
     config = FMENConfig(scale=4)
     state = porting.to_state_dict(initial_variables(config, 'expanded'), config, 'expanded')
@@ -89,7 +89,7 @@ def measure(*, quick: bool) -> dict[str, Any]:
         forms = [name for name in _FORMS if bfloat16 or name != OURS_BFLOAT16]
         mine = {name: ours(name, config, batch) for name in forms}
         rivals = TORCHES[:2] if quick else TORCHES
-        # a step of PyTorch in bfloat16 takes minutes on a CPU without it
+        # On a CPU without bfloat16, a step of PyTorch in bfloat16 takes minutes.
         lower = (TORCHES_BFLOAT16[:2] if quick else TORCHES_BFLOAT16) if bfloat16 else ()
         torches = {
             name: train_step(name, config, batch, rate=RATE, state=state)
@@ -98,8 +98,8 @@ def measure(*, quick: bool) -> dict[str, Any]:
         calls = {name: call for name, (call, _) in mine.items()} | torches
         losses = {name: call() for name, call in calls.items()}
         times = in_turn(calls, 1 if quick else 7 if size < 64 else 5)
-        del calls, torches  # what they hold is not to be in the way of the processes below
-        # of the first size alone: compiling PyTorch anew for each takes its time
+        del calls, torches  # frees memory for the processes below
+        # Only at the first size, because compiling PyTorch again for each size takes a long time.
         alone = () if found else (OURS, 'torch') if quick else tuple(times)
         peaks = {name: peak.of(name, config, size, patch) for name in alone}
         for row in rows(times, batch=size):

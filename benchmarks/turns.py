@@ -1,4 +1,4 @@
-"""Measuring contenders in turn, so that a noisy machine is noisy to all of them alike."""
+"""Measurement of contenders in turn, so that noise of the machine affects all of them alike."""
 
 import random
 import statistics
@@ -7,18 +7,19 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 Contenders = Mapping[str, Callable[[], object]]
-"""Each call does the whole work once, and waits for its result."""
+"""Functions by name. Each call does the complete work once and waits for the result."""
 
 TURN = 0.1
-"""Seconds of a turn at least, as near as whole calls come to it."""
+"""Target duration of a turn in seconds, rounded to whole calls, of which there is at least one."""
 
 
 def in_turn(contenders: Contenders, rounds: int) -> dict[str, list[float]]:
-    """Seconds of each contender in each round, after one round of warm-up.
+    """Return the seconds of each contender in each round, after a warm-up.
 
-    The neighbour before still has its threads spinning and its data in the cache, so the order is
-    new in each round, and short work is repeated: a turn is a call that does not count, then
-    calls for a tenth of a second, or one, of which the mean does.
+    When a turn starts, the threads of the previous contender may still be spinning, and its data is
+    in the cache. The order is therefore shuffled in each round, and short work is repeated: a turn
+    is one call that is not timed, then calls for a tenth of a second (at least one), whose mean
+    time is recorded.
     """
     order, shuffle = list(contenders), random.Random(0).shuffle
     times: dict[str, list[float]] = {name: [] for name in contenders}
@@ -43,7 +44,7 @@ def _seconds(*calls: Callable[[], object]) -> float:
 
 
 def ratio(times: Mapping[str, list[float]], over: str, under: str) -> dict[str, float]:
-    """Median and quartiles of the rounds' ratios: above 1, `under` is the faster one."""
+    """Return the median and quartiles of the ratio per round; above 1, `under` is faster."""
     ratios = [a / b for a, b in zip(times[over], times[under], strict=True)]
     if len(ratios) < 2:
         return {'median': ratios[0], 'low': ratios[0], 'high': ratios[0]}
@@ -52,7 +53,7 @@ def ratio(times: Mapping[str, list[float]], over: str, under: str) -> dict[str, 
 
 
 def rows(times: Mapping[str, list[float]], **common: Any) -> list[dict[str, Any]]:
-    """One row for each contender, with the median of its seconds."""
+    """Return one row for each contender, with its median time in seconds."""
     return [
         {**common, 'contender': name, 'seconds': statistics.median(values)}
         for name, values in times.items()

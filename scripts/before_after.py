@@ -1,4 +1,4 @@
-"""A picture enlarged by bicubic interpolation and by a network, side by side.
+"""Show an image enlarged by bicubic interpolation and by a network, side by side.
 
 python scripts/before_after.py docs/astronaut.png fmen_s_x4_github docs/before_after.png
 """

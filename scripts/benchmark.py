@@ -1,4 +1,4 @@
-"""Measure all side by side: benchmark.py SECTION... [--quick] --json FILE [--plots DIR]."""
+"""Run the benchmarks: benchmark.py SECTION... [--quick] --json FILE [--plots DIR]."""
 
 import argparse
 import importlib
@@ -32,7 +32,7 @@ def machine() -> dict[str, Any]:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Rows as Markdown."""
+    """Return the rows as a Markdown table."""
     columns = list(dict.fromkeys(key for row in rows for key in row))
 
     def cell(value: Any) -> str:
@@ -50,7 +50,7 @@ def main() -> None:
     parser.add_argument('--json', type=Path, required=True, help='where the results go')
     parser.add_argument('--plots', type=Path, help='a folder for pictures of them')
     args = parser.parse_args()
-    start_with_huge_pages()  # as training does, and for all contenders
+    start_with_huge_pages()  # as training does; applies to all contenders
     chosen = args.sections or SECTIONS
     if unknown := set(chosen) - set(SECTIONS):
         parser.error(f'no section {", ".join(sorted(unknown))}; there are {", ".join(SECTIONS)}')

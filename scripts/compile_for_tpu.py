@@ -1,7 +1,7 @@
-"""Compile an experiment for TPUs on a machine without one, and say what it will cost there.
+"""Compile an experiment for TPUs on a machine without a TPU, and report its predicted cost.
 
-compile_for_tpu.py CONFIG --topology v5e:2x2 --batch 64 --json FILE compiles the train step, with
---image HxW the folded network for LR images of this size.
+compile_for_tpu.py CONFIG --topology v5e:2x2 --batch 64 --json FILE compiles the train step. With
+--image HxW, it compiles the folded network for LR images of this size.
 """
 
 import argparse

@@ -1,7 +1,8 @@
-"""Port a checkpoint: `python scripts/port_weights.py IN OUT`, the format going by OUT's ending.
+"""Convert a checkpoint: `python scripts/port_weights.py IN OUT`.
 
-IN is .pt, .pth or .safetensors of either published dialect, train or deploy graph, wrapped or bare,
-or the name of published weights; OUT is the bare state dict, which the published code loads.
+IN is a .pt, .pth or .safetensors file of either published dialect, with the train or deploy graph,
+wrapped or bare, or the name of published weights. OUT is a bare state dict, which the published
+code loads; its extension determines the format.
 """
 
 import argparse

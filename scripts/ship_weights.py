@@ -1,4 +1,4 @@
-"""Put weights into the package with a card: ship_weights.py RUN NAME --benchmarks FOLDER."""
+"""Add weights and their card to the package: ship_weights.py RUN NAME --benchmarks FOLDER."""
 
 import argparse
 import dataclasses
@@ -39,7 +39,7 @@ def write(run: Path, name: str, benchmarks: Path, commit: str | None) -> None:
     upscaler = Upscaler(load(weights))
     made = json.loads((run / 'card.json').read_text(encoding='utf-8'))
     settings = made['experiment']
-    settings['init_from'] = Path(settings['init_from']).name  # not a path of this machine
+    settings['init_from'] = Path(settings['init_from']).name  # without this machine's path
     protocol = protocols.protocol('y')
     measured = {}
     for folder in SETS:
@@ -68,7 +68,7 @@ def write(run: Path, name: str, benchmarks: Path, commit: str | None) -> None:
 
 
 def _seconds(run: Path) -> float:
-    """Spent on steps, from the speeds in the log; validation and stops do not count."""
+    """Return the seconds spent on steps, from the logged speeds, without validation and pauses."""
     lines = (run / 'metrics.jsonl').read_text(encoding='utf-8').splitlines()
     records = [r for r in map(json.loads, lines) if 'images_per_second' in r]
     batch = json.loads((run / 'config.json').read_text(encoding='utf-8'))['pipeline.batch']

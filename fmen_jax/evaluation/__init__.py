@@ -1,1 +1,1 @@
-"""How good a network is: metrics, protocols, benchmarks."""
+"""Evaluation of networks: metrics, protocols, benchmark scores and costs."""

@@ -1,4 +1,7 @@
-"""The contact sheet: LR, bicubic, each network and HR, side by side, for every picture."""
+"""Contact sheet: LR, bicubic, the output of each network and HR side by side for every image.
+
+Images are RGB in 0..255, uint8.
+"""
 
 import dataclasses
 
@@ -9,7 +12,7 @@ from fmen_jax.errors import require
 from fmen_jax.evaluation.scoring import ImageScore, upscale_bicubic
 
 _TILE = 192
-"""Pixels of a crop in HR: a multiple of 2, 3 and 4."""
+"""Side of a crop in HR pixels: a multiple of 2, 3 and 4."""
 _LABEL, _GAP = 16, 4
 
 
@@ -17,13 +20,16 @@ _LABEL, _GAP = 16, 4
 class _Row:
     scale: int
     place: tuple[int, int]
-    """Of the crop, in LR pixels."""
+    """Row and column of the crop's top left corner, in LR pixels."""
     tiles: list[tuple[str, np.ndarray]]
     truth: np.ndarray
 
 
 class Sheet:
-    """Collects crops of outputs and draws them; each picture is cut where bicubic errs most."""
+    """Collects crops of outputs and draws them.
+
+    Each image is cropped where the squared error of bicubic interpolation is largest.
+    """
 
     def __init__(self) -> None:
         require('PIL', 'plots', 'a contact sheet')
@@ -32,7 +38,7 @@ class Sheet:
     def add(
         self, weights: str, data: str, loaded: Loaded, output: np.ndarray, score: ImageScore
     ) -> None:
-        """Add the output of one network for one picture, [scale H, scale W, 3] uint8."""
+        """Add the output of one network for one image, [scale H, scale W, 3] uint8."""
         scale = loaded.hr.shape[0] // loaded.lr.shape[0]
         key = (data, loaded.name, scale)
         if key not in self._rows:
@@ -49,7 +55,7 @@ class Sheet:
         row.tiles.append((f'{weights} {score.psnr:.2f} dB', _cut(output, row.place, scale)))
 
     def draw(self) -> np.ndarray:
-        """The sheet, [H, W, 3] uint8, a row for each picture."""
+        """Return the sheet, [H, W, 3] uint8, with one row for each image."""
         from PIL import Image, ImageDraw
 
         columns = max(len(row.tiles) for row in self._rows.values()) + 1
@@ -60,7 +66,7 @@ class Sheet:
             for i, (text, tile) in enumerate([*row.tiles, ('HR', row.truth)]):
                 x, y = i * (_TILE + _GAP), j * (_TILE + _LABEL + _GAP)
                 while pen.textlength(text) > _TILE:
-                    text = text[1:]  # the end, where the figure is, says more
+                    text = text[1:]  # shorten at the start, since the end contains the PSNR
                 pen.text((x, y + 2), text, fill='black')
                 canvas.paste(Image.fromarray(tile), (x, y + _LABEL))
         return np.asarray(canvas)
@@ -72,7 +78,7 @@ def _cut(image: np.ndarray, place: tuple[int, int], scale: int) -> np.ndarray:
 
 
 def _hardest(hr: np.ndarray, bicubic: np.ndarray, scale: int) -> tuple[int, int]:
-    """Where, in LR pixels, a tile holds most of bicubic's squared error."""
+    """Return the position, in LR pixels, of the tile with the largest squared error of bicubic."""
     error = np.square(hr.astype(float) - bicubic).sum(2)
     height, width = error.shape[0] // scale, error.shape[1] // scale
     small = error.reshape(height, scale, width, scale).sum((1, 3))

@@ -1,4 +1,4 @@
-"""What networks cost, side by side: counted in their programs, and measured here in turn."""
+"""Comparison of what networks cost: counts from their programs and measurements on this machine."""
 
 import dataclasses
 import json
@@ -24,33 +24,33 @@ class Entry:
     name: str
     config: zoo.Config
     variables: Params | None = None
-    """Of the deploy graph; None: zeros, which cost the same."""
+    """Variables of the deploy graph. If None, zeros are used, which cost the same."""
     psnr: float | None = None
-    """In dB, if it was measured."""
+    """PSNR in dB, if it was measured."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """What one network costs for one LR image."""
+    """Cost of one network for one LR image."""
 
     name: str
     size: str
-    """Width x height of the LR image."""
+    """Width x height of the LR image, in pixels."""
     parameters: int
     flops: int
-    """As NTIRE's challenges count them: see `Cost.ntire_flops`."""
+    """FLOPs as counted in NTIRE's challenges: see `fmen_jax.models.cost.ntire_flops`."""
     multiply_adds: int
     activations: int
     convolutions: int
     weight_bytes: int
     peak_bytes: int
-    """Of the compiled program: temporary memory, input, output and weights."""
+    """Peak memory of the compiled program in bytes: temporary memory, input, output and weights."""
     milliseconds: float
-    """Median over the rounds."""
+    """Median time over the rounds, in milliseconds."""
     time_ratio: float
-    """Median, over the rounds, of this network's time over the first one's in the same round."""
+    """Median over rounds of this network's time over the first network's in the same round."""
     memory_ratio: float
-    """Peak bytes over the first one's."""
+    """Peak bytes divided by those of the first network."""
     psnr: float | None
 
 
@@ -62,10 +62,10 @@ def compare(
     rounds: int = 10,
     report: Callable[[], object] | None = None,
 ) -> list[Row]:
-    """Compare networks on one LR image of height x width; the first is the measure of the ratios.
+    """Compare networks on one LR image of height x width; ratios are relative to the first network.
 
-    The networks run in turn, A B C A B C, after one run apart, so that what else the machine does
-    falls on all of them.
+    After one warm-up run each, the networks run in turn, A B C A B C, so that other load on the
+    machine affects all of them alike.
     """
     x = np.random.default_rng(0).uniform(0, 255, (1, height, width, 3)).astype(np.float32)
     programs = [_compile(entry, x) for entry in entries]
@@ -104,7 +104,7 @@ def compare(
 
 
 def _compile(entry: Entry, x: np.ndarray) -> tuple[Callable[[], Any], int]:
-    """A function that runs the network once, and its program's peak bytes."""
+    """Return a function that runs the network once, and the peak bytes of its program."""
     module = entry.config.build('deploy')
     variables = entry.variables
     if variables is None:
@@ -118,7 +118,7 @@ def _compile(entry: Entry, x: np.ndarray) -> tuple[Callable[[], Any], int]:
 
 
 def as_markdown(rows: Sequence[Row]) -> str:
-    """The rows as a table."""
+    """Return the rows as a Markdown table."""
     lines = [
         '| network | LR size | parameters | FLOPs G | activations M | convs | weights MB '
         '| peak memory MiB | time ms | time ratio | memory ratio | PSNR dB |',
@@ -144,12 +144,12 @@ def as_markdown(rows: Sequence[Row]) -> str:
 
 
 def as_json(rows: Sequence[Row]) -> str:
-    """The rows as a list of objects."""
+    """Return the rows as a JSON list of objects."""
     return json.dumps([dataclasses.asdict(row) for row in rows], indent=1) + '\n'
 
 
 def draw(rows: Sequence[Row], data: str) -> np.ndarray:
-    """PSNR against time, a bubble's area being the peak memory: [H, W, 3] uint8."""
+    """Plot PSNR against time, with peak memory as the bubble area; return [H, W, 3] uint8."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

@@ -1,6 +1,7 @@
-"""PSNR and SSIM of images in 0..255, [H, W, C], in the dtype and library of their arguments.
+"""PSNR in dB and SSIM of images [H, W, C] in 0..255, float.
 
-numpy float64 for tables, JAX for validation in the loop (also under jit).
+The functions compute in the dtype and array library of their arguments: NumPy float64 for tables,
+JAX for validation during training (also under jit).
 """
 
 from typing import Any
@@ -9,14 +10,14 @@ import numpy as np
 
 from fmen_jax.errors import InputError
 
-# BT.601 in studio range: 16 for black, 235 for white. What MATLAB's rgb2ycbcr gives, unrounded.
+# BT.601 in studio range: 16 for black, 235 for white. Equals MATLAB's rgb2ycbcr without rounding.
 _LUMA = np.array([65.481, 128.553, 24.966]) / 255
 
 SSIM_WINDOW, _SIGMA, _K1, _K2, _PEAK = 11, 1.5, 0.01, 0.03, 255.0
 
 
 def luma(rgb: Any) -> Any:
-    """[..., 3] in 0..255 -> [..., 1], BT.601 luma in 16..235, not rounded."""
+    """Return the BT.601 luma [..., 1] in 16..235, not rounded, of RGB [..., 3] in 0..255."""
     weights = _LUMA.astype(rgb.dtype).reshape(*[1] * (rgb.ndim - 1), 3)
     return (rgb * weights).sum(-1, keepdims=True) + 16
 
@@ -29,7 +30,11 @@ def _check(a: Any, b: Any) -> None:
 
 
 def psnr(a: Any, b: Any) -> Any:
-    """Peak signal-to-noise ratio in dB, peak 255; infinite for equal images."""
+    """Return the peak signal-to-noise ratio in dB for a peak of 255; infinite for equal images.
+
+    Raises:
+      InputError: The images are not two floating-point arrays of one shape [H, W, C].
+    """
     _check(a, b)
     xp = a.__array_namespace__()
     error = xp.mean(xp.square(a - b))
@@ -38,12 +43,14 @@ def psnr(a: Any, b: Any) -> Any:
 
 
 def ssim(a: Any, b: Any) -> Any:
-    """Structural similarity (Wang et al., 2004), the mean over the channels.
+    """Return the structural similarity (Wang et al., 2004), averaged over the channels.
 
-    11x11 Gaussian window of sigma 1.5 over the valid region, weighted population covariance.
+    Uses an 11x11 Gaussian window of sigma 1.5 over the valid region and the weighted population
+    covariance.
 
     Raises:
-      InputError: images of other shapes, or smaller than the window.
+      InputError: The images are not two floating-point arrays of one shape [H, W, C], or they are
+        smaller than the window.
     """
     _check(a, b)
     if min(a.shape[:2]) < SSIM_WINDOW:
@@ -60,7 +67,7 @@ def ssim(a: Any, b: Any) -> Any:
 
 
 def _blur(x: Any) -> Any:
-    """The Gaussian window over every place where it fits: [H - 10, W - 10, C]."""
+    """Filter with the Gaussian window over the valid region: [H - 10, W - 10, C]."""
     weights = np.exp(-((np.arange(SSIM_WINDOW) - SSIM_WINDOW // 2) ** 2) / (2 * _SIGMA**2))
     weights = (weights / weights.sum()).astype(x.dtype)
     height, width = x.shape[0] - SSIM_WINDOW + 1, x.shape[1] - SSIM_WINDOW + 1

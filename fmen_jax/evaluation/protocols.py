@@ -1,4 +1,4 @@
-"""How published figures were measured: colour, crop and rounding, under a name."""
+"""Named evaluation protocols of published results: color space, border crop and rounding."""
 
 import dataclasses
 from typing import Any, Literal, NamedTuple
@@ -16,27 +16,27 @@ class Score(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Protocol:
-    """One way to measure. Images are [H, W, 3], float, RGB in 0..255."""
+    """Evaluation protocol. Images are [H, W, 3], float, RGB in 0..255."""
 
     name: str
     colour: Literal['y', 'rgb']
-    """'y': BT.601 studio luma, not rounded; 'rgb': all channels, SSIM as their mean."""
+    """Color space. 'y': BT.601 studio luma, not rounded; 'rgb': all channels, SSIM averaged."""
     crop_scales: int = 0
-    """Pixels cropped at each border, in multiples of the scale, ..."""
+    """Width of the border crop in multiples of the scale, added to `crop_pixels`."""
     crop_pixels: int = 0
-    """... and in addition to that."""
+    """Width of the border crop in HR pixels, added to `crop_scales` times the scale."""
     rounded: bool = True
-    """Whether the output is clamped and rounded to 8 bits before it is compared."""
+    """Whether the output is rounded and clamped to 8 bits before the comparison."""
 
     def crop(self, scale: int) -> int:
-        """Pixels cropped at each border."""
+        """Return the number of HR pixels cropped at each border."""
         return self.crop_scales * scale + self.crop_pixels
 
     def score(self, output: Any, target: Any, *, scale: int) -> Score:
-        """Compare two images, [H, W, 3] floats of numpy or JAX (also under jit).
+        """Return PSNR and SSIM of two images, [H, W, 3] floats of NumPy or JAX (also under jit).
 
         Raises:
-          InputError: images of different shapes, or too small for the crop.
+          InputError: The images have different shapes, or are too small for the crop.
         """
         if self.rounded:
             xp = output.__array_namespace__()
@@ -54,7 +54,7 @@ class Protocol:
         return Score(metrics.psnr(output, target), metrics.ssim(output, target))
 
     def __str__(self) -> str:
-        """Its name, and all it says, on one line."""
+        """Return the name and all settings on one line."""
         crops = [f'{self.crop_scales} x scale'] * bool(self.crop_scales)
         crops += [str(self.crop_pixels)] * bool(self.crop_pixels)
         return (
@@ -75,10 +75,10 @@ PROTOCOLS = {
 
 
 def protocol(name: str) -> Protocol:
-    """The protocol of a name.
+    """Return the protocol with the given name.
 
     Raises:
-      InputError: there is none.
+      InputError: No protocol has this name.
     """
     if name not in PROTOCOLS:
         raise InputError(f'no protocol is named {name!r}; there are {", ".join(PROTOCOLS)}.')

@@ -1,4 +1,4 @@
-"""Scores as Markdown, CSV and JSON, each with the protocol they were measured by."""
+"""Scores as Markdown, CSV and JSON, each with the protocol by which they were measured."""
 
 import csv
 import dataclasses
@@ -14,7 +14,7 @@ _COLUMNS = [field.name for field in dataclasses.fields(ImageScore)]
 
 
 def as_markdown(results: Sequence[Result]) -> str:
-    """A table of means over all results, then one of each result's pictures."""
+    """Return a table of the means of all results, followed by a table of images for each result."""
     lines = [
         '| weights | data | scale | PSNR dB | SSIM | bicubic PSNR dB | SSIM | protocol |',
         '|---|---|---|---|---|---|---|---|',
@@ -41,7 +41,7 @@ def _cells(score: ImageScore) -> list[str]:
 
 
 def as_csv(results: Sequence[Result]) -> str:
-    """One row a picture, and one of the means of each result."""
+    """Return CSV with one row for each image and one for the mean of each result."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator='\n')
     writer.writerow(['weights', 'data', 'scale', 'protocol', *_COLUMNS])
@@ -53,11 +53,11 @@ def as_csv(results: Sequence[Result]) -> str:
 
 
 def as_json(results: Sequence[Result]) -> str:
-    """An object for one result, a list of them for many.
+    """Return a JSON object for one result, or a list of objects for several.
 
-    Each has `weights`, `data`, `scale`, `protocol` (its name), `protocol_details`, `images` (a list
-    of `name`, `psnr`, `ssim`, `bicubic_psnr`, `bicubic_ssim`) and `mean` (the same without a name).
-    Infinite PSNR, of equal images, is null.
+    Each object has `weights`, `data`, `scale`, `protocol` (its name), `protocol_details`, `images`
+    (a list of `name`, `psnr`, `ssim`, `bicubic_psnr`, `bicubic_ssim`) and `mean` (the same without
+    a name). The infinite PSNR of equal images is written as null.
     """
     found = [_as_object(result) for result in results]
     return json.dumps(found[0] if len(found) == 1 else found, indent=1, allow_nan=False) + '\n'

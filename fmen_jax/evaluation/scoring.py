@@ -1,4 +1,4 @@
-"""How a network scores on the pairs of a benchmark."""
+"""Scores of a network on the image pairs of a benchmark."""
 
 import dataclasses
 from collections.abc import Callable, Iterator
@@ -14,7 +14,7 @@ from fmen_jax.images.bicubic import imresize
 
 @dataclasses.dataclass(frozen=True)
 class ImageScore:
-    """One picture's score, beside that of bicubic interpolation (our imresize upward)."""
+    """Score of one image and of its bicubic interpolation (by our imresize). PSNR is in dB."""
 
     name: str
     psnr: float
@@ -25,7 +25,7 @@ class ImageScore:
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """A network on a benchmark."""
+    """Scores of a network on a benchmark."""
 
     weights: str
     data: str
@@ -35,21 +35,21 @@ class Result:
 
     @property
     def mean(self) -> ImageScore:
-        """The mean over the pictures."""
+        """Mean score over the images."""
         rows = [dataclasses.astuple(score)[1:] for score in self.images]
         return ImageScore('mean', *(float(value) for value in np.mean(rows, axis=0)))
 
 
 def upscale_bicubic(lr: np.ndarray, scale: int) -> np.ndarray:
-    """[H, W, 3] uint8 -> [scale H, scale W, 3] float64, not rounded."""
+    """Upscale [H, W, 3] uint8 bicubically to [scale H, scale W, 3] float64, not rounded."""
     return imresize(lr.astype(np.float64), scale)
 
 
 def check(pairs: list[Pair], *, scale: int, protocol: Protocol) -> None:
-    """Read all pairs, so that one that cannot be scored is found before the work.
+    """Read all pairs, so that a pair that cannot be scored is found before the evaluation starts.
 
     Raises:
-      InputError: a picture that cannot be read or is too small; it is named.
+      InputError: An image cannot be read or is too small. The message names the image.
     """
     least = SSIM_WINDOW + 2 * protocol.crop(scale)
     for pair in pairs:
@@ -69,14 +69,17 @@ def evaluate(
     protocol: Protocol,
     inspect: Callable[[Loaded, np.ndarray, ImageScore], object] | None = None,
 ) -> Iterator[ImageScore]:
-    """Score pictures one after the other.
+    """Score images one after the other.
 
     Args:
-      upscale: [H, W, 3] uint8 -> [scale H, scale W, 3].
-      pairs: of `fmen_jax.data.pairs.find_pairs`.
-      scale: the factor.
-      protocol: how to measure.
-      inspect: called with each pair, the output and its score, for pictures of them.
+      upscale: Function from [H, W, 3] uint8 to [scale H, scale W, 3].
+      pairs: Pairs from `fmen_jax.data.pairs.find_pairs`.
+      scale: Scale factor.
+      protocol: Protocol by which outputs are scored.
+      inspect: Function called with each pair, its output and its score, for example to draw them.
+
+    Yields:
+      The score of each pair, in order.
     """
     for pair in pairs:
         loaded = load_pair(pair, scale)
