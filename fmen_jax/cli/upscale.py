@@ -117,6 +117,8 @@ def upscale(
     failed = 0
     with tqdm.tqdm(unit='pixel', unit_scale=True, disable=None, file=sys.stderr) as bar:
         if ray or job:
+            if max_pixels != MAX_PIXELS or allow_nonfinite:
+                raise InputError('max-pixels and allow-nonfinite are not for jobs on Ray.')
             if not (ray > 0 and job) or manifest or skip_existing:
                 raise InputError(
                     'ray and job go together, and without manifest and skip-existing: the job '
