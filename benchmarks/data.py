@@ -18,7 +18,7 @@ from benchmarks.train import OURS, ours
 from benchmarks.turns import in_turn, ratio, rows
 from fmen_jax.data import prepared
 from fmen_jax.data.batches import Batches, PipelineConfig, prefetched
-from fmen_jax.images import rgb8
+from fmen_jax.images.write import write_rgb8
 from fmen_jax.models.fmen import FMENConfig
 
 PHOTOGRAPHS = ('astronaut', 'coffee', 'chelsea', 'rocket')
@@ -32,8 +32,8 @@ def measure(*, quick: bool) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         for photograph in PHOTOGRAPHS:
-            picture = rgb8.Picture(getattr(skimage.data, photograph)())
-            rgb8.write(folder / 'pictures' / f'{photograph}.png', picture)
+            picture = getattr(skimage.data, photograph)()
+            write_rgb8(folder / 'pictures' / f'{photograph}.png', picture)
         source = prepared.open_source(
             prepared.prepare(folder / 'pictures', 4, output=folder / 'prepared')
         )

@@ -19,6 +19,7 @@ from benchmarks import contenders, peak
 from benchmarks.turns import in_turn, ratio, rows
 from fmen_jax.inference import jobs
 from fmen_jax.inference.planning import plan
+from fmen_jax.inference.settings import InferenceSettings
 from fmen_jax.inference.upscaler import Upscaler
 from fmen_jax.models.fmen import FMENConfig
 from fmen_jax.models.initial import initial_variables
@@ -92,7 +93,7 @@ def measure(*, quick: bool) -> dict[str, Any]:
     """Return rows of times and a summary of the most important ratios."""
     count = 2 if quick else 24
     net = contenders.network()
-    auto = Upscaler(net, engine='auto')
+    auto = Upscaler(net, InferenceSettings(engine='auto'))
     torch = contenders.of_torch(net, channels_last=True)
     with tempfile.TemporaryDirectory(dir='.') as name:
         folder = Path(name)

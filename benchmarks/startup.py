@@ -12,7 +12,7 @@ from typing import Any
 
 import skimage.data
 
-from fmen_jax.images import rgb8
+from fmen_jax.images.write import write_rgb8
 
 _ROOT = Path(__file__).parent.parent
 
@@ -29,12 +29,13 @@ from fmen_jax.network import load
 from fmen_jax.runtime.compilation import keep_compiled
 from fmen_jax.inference import jobs
 from fmen_jax.inference.planning import plan
+from fmen_jax.inference.settings import InferenceSettings
 from fmen_jax.inference.upscaler import Upscaler
 part('import the rest')
 keep_compiled()
 network = load('fmen_s_x4')
 part('load weights')
-upscaler = Upscaler(network, engine=sys.argv[3])
+upscaler = Upscaler(network, InferenceSettings(engine=sys.argv[3]))
 part('build the engine')
 items = plan([sys.argv[1]], Path(sys.argv[2]), scale=4)
 list(jobs.run(items, upscaler))
@@ -50,7 +51,7 @@ def measure(*, quick: bool) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         picture, out = folder / 'small.png', folder / 'out.png'
-        rgb8.write(picture, rgb8.Picture(skimage.data.astronaut()[:64, :64]))
+        write_rgb8(picture, skimage.data.astronaut()[:64, :64])
         environment = {
             **{k: v for k, v in os.environ.items() if k != 'GLIBC_TUNABLES'},
             'FMEN_JAX_CACHE': str(folder / 'cache'),

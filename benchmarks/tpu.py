@@ -62,7 +62,7 @@ def train_step(experiment: Experiment, mesh: Mesh, batch: int) -> Any:
         'hr': jax.ShapeDtypeStruct((*shape, colors * e.model.scale**2), np.uint8, sharding=split),
     }
     settings = e.step.on('tpu', e.graph, e.pipeline.patch)
-    module = e.model.build(e.graph, packed=settings.packed, shuffle='none')
+    module = e.model.build_for_training(e.graph, settings.packed)
     step = make_train_step(module, optimizer, settings, mesh)
     return jax.jit(step, donate_argnums=0).lower(state, images).compile()
 
@@ -74,7 +74,8 @@ def deploy(
     e = experiment
     settings = e.step.on('tpu', 'deploy', width)
     dtype = jnp.dtype(settings.dtype)
-    module = e.model.build('deploy', packed=settings.packed, shuffle=shuffle)
+    model: Any = e.model
+    module = model.build('deploy', packed=settings.packed, shuffle=shuffle)
     variables = jax.tree.map(
         lambda a: jax.ShapeDtypeStruct(a.shape, dtype, sharding=devices.replicated(mesh)),
         initial_variables(e.model, 'deploy'),

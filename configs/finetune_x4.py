@@ -5,7 +5,7 @@
         --data.validation ../shared/data/validation/Kodak24
 
 Starts from the weights of `shipped_x4.py` in their folded form. Patches are drawn in proportion to
-the error of bicubic interpolation, and the update of each kernel is orthogonalised. It raised the
+the error of bicubic interpolation, and the update of each kernel is orthogonalized. It raised the
 PSNR on Kodak24 from 28.567 to 28.587 dB.
 """
 

@@ -1,9 +1,11 @@
 """FMEN, an efficient super-resolution network, in JAX and Flax.
 
     import fmen_jax
-    net = fmen_jax.load('fmen_s_x4_github')  # a published name, or a checkpoint's path
-    y = net(x)                               # [N, H, W, 3] in 0..255 -> [N, 4 H, 4 W, 3]
-    image = fmen_jax.upscale(net, 'photo.jpg')   # any picture, in tiles if it is large
+    import numpy as np
+
+    net = fmen_jax.load('fmen_s_x4')  # weights in the package, or the path of a checkpoint
+    y = net(np.zeros((1, 48, 64, 3), np.float32))  # [N, H, W, 3] -> [N, 4 H, 4 W, 3]
+    image = fmen_jax.upscale(net, 'docs/astronaut.png')  # any picture, in tiles if it is large
 
 Images are NHWC, float, RGB in 0..255 everywhere.
 """

@@ -1,6 +1,8 @@
 """Errors that the caller can fix; messages say what was found, what was expected, what to do."""
 
 import importlib.util
+import math
+from collections.abc import Sequence
 
 
 class FMENError(Exception):
@@ -21,6 +23,19 @@ def require(module: str, extra: str, purpose: str) -> None:
         raise InputError(
             f'{purpose} needs {module}, which is not installed: pip install "fmen_jax[{extra}]".'
         )
+
+
+def check_range(name: str, value: float, *, least: float, below: float = math.inf) -> None:
+    """Raise InputError unless least <= value < below. `name` is spelled as the user writes it."""
+    if not least <= value < below:
+        limit = '' if below == math.inf else f' and less than {below}'
+        raise InputError(f'{name} is {value}; expected {least} or more{limit}.')
+
+
+def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
+    """Raise InputError unless `value` is one of the choices."""
+    if value not in choices:
+        raise InputError(f'{name} is {value!r}; expected one of {", ".join(choices)}.')
 
 
 class DownloadError(FMENError, OSError):

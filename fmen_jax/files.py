@@ -1,11 +1,11 @@
-"""Atomic writing of files, file hashes, and the cache folder."""
+"""Atomic writing of files, their labels and hashes, and the cache folder."""
 
 import contextlib
 import glob
 import hashlib
 import os
 import platform
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import platformdirs
@@ -27,7 +27,7 @@ def written_aside(path: Path) -> Iterator[Path]:
     aside = path.with_name(f'{start}{os.getpid()}{end}')
     for old in path.parent.glob(f'{glob.escape(start)}*{glob.escape(end)}'):
         process = old.name[len(start) : -len(end)]
-        if process.isdecimal() and not psutil.pid_exists(int(process)):
+        if process.isdecimal() and not _is_written_by(int(process), old):
             old.unlink(missing_ok=True)
     try:
         yield aside
@@ -36,13 +36,46 @@ def written_aside(path: Path) -> Iterator[Path]:
         aside.unlink(missing_ok=True)
 
 
-def check_ending(path: Path, endings: Sequence[str], kind: str) -> None:
-    """Raise InputError unless `path` has one of the extensions of its kind, such as 'a picture'."""
-    if path.suffix.lower() not in endings:
+def _is_written_by(process: int, path: Path) -> bool:
+    """Return whether a process exists that was there already when a file was last written.
+
+    In containers, where process numbers are small, another process often has the number of the dead
+    one.
+    """
+    try:
+        slack = 10  # seconds by which the clocks of the file system and of processes may differ
+        return psutil.Process(process).create_time() < path.stat().st_mtime + slack
+    except (psutil.NoSuchProcess, FileNotFoundError):
+        return False
+
+
+def check_extension(path: Path, extensions: Sequence[str], kind: str) -> None:
+    """Raise InputError unless a path has one of the extensions of its kind, such as 'an image'."""
+    if path.suffix.lower() not in extensions:
         raise InputError(
-            f'{path}: the ending {path.suffix!r} is not that of {kind}; expected one of '
-            f'{", ".join(endings)}.'
+            f'{path}: the file extension {path.suffix!r} is not that of {kind}; expected one of '
+            f'{", ".join(extensions)}.'
         )
+
+
+def labels_of(names: Iterable[str]) -> list[str]:
+    """Return the stem of each name, or all of the name where two stems are alike."""
+    names = list(names)
+    stems = [Path(name).stem for name in names]
+    return [
+        stem if stems.count(stem) == 1 else name for stem, name in zip(stems, names, strict=True)
+    ]
+
+
+def check_utf8(path: Path) -> None:
+    """Raise InputError unless a path is UTF-8, as libvips and Ray require."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as error:
+        shown = os.fsencode(path).decode('utf-8', 'backslashreplace')
+        raise InputError(
+            f'{shown}: this path is not UTF-8, and such a file cannot be opened: rename it.'
+        ) from error
 
 
 def write_text(path: Path, text: str) -> None:

@@ -12,7 +12,8 @@ import pyvips
 
 import fmen_jax
 from fmen_jax.errors import FMENError
-from fmen_jax.images import rgb8
+from fmen_jax.images.read import read_rgb8
+from fmen_jax.images.write import write_rgb8
 from fmen_jax.inference.upscaler import Upscaler
 
 
@@ -26,11 +27,11 @@ def main() -> int:
     args = parser.parse_args()
     try:
         upscale = Upscaler(fmen_jax.load(args.weights))
-        pixels = rgb8.read(args.picture).pixels
+        pixels = read_rgb8(args.picture)
         bicubic = pyvips.Image.new_from_array(pixels).resize(upscale.scale, kernel='cubic')  # pyright: ignore
         line = np.full((bicubic.height, 4, 3), 255, np.uint8)
         both = np.concatenate([bicubic.numpy(), line, upscale(pixels)], axis=1)
-        rgb8.write(args.output, rgb8.Picture(both))
+        write_rgb8(args.output, both)
     except FMENError as error:
         print(f'error: {error}', file=sys.stderr)
         return 2

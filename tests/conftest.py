@@ -1,6 +1,7 @@
 """Fixtures of all tests, and the rules about skipping in CI."""
 
 import os
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,25 @@ def shared() -> Callable[[str], Path]:
 def torch() -> Any:
     """PyTorch; a test that needs it is skipped where it is absent."""
     return pytest.importorskip('torch', reason=NO_TORCH)
+
+
+@pytest.fixture
+def disk_of(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
+    """Mount a disk of a number of KiB, or change its size; skips where that is not allowed."""
+    folder = tmp_path / 'disk'
+    folder.mkdir()
+
+    def mount(size: int) -> Path:
+        options = f'{"remount," if folder.is_mount() else ""}size={size}k'
+        command = ['mount', '-t', 'tmpfs', '-o', options, 'tmpfs', folder]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            pytest.skip(f'a disk cannot be mounted: {done.stderr.strip()}')
+        return folder
+
+    yield mount
+    if folder.is_mount():
+        subprocess.run(['umount', folder], check=True)
 
 
 @pytest.hookimpl(wrapper=True)
@@ -121,3 +141,18 @@ def cache(
     before = jax.config.jax_compilation_cache_dir
     yield folder
     jax.config.update('jax_compilation_cache_dir', before)
+
+
+@pytest.fixture(scope='session')
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp('compiled')
+
+
+@pytest.fixture
+def compilation_cache(compiled: Path, cache: Path) -> Iterator[None]:
+    """Compile a program once in all tests: the same small network is trained in many of them."""
+    seconds = jax.config.jax_persistent_cache_min_compile_time_secs
+    jax.config.update('jax_compilation_cache_dir', str(compiled))
+    jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)
+    yield
+    jax.config.update('jax_persistent_cache_min_compile_time_secs', seconds)

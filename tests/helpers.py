@@ -1,6 +1,13 @@
 """What several tests share: golden figures, comparisons, pictures, the command line."""
 
 import ast
+import dataclasses
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +21,11 @@ from PIL import Image
 from fmen_jax import porting
 from fmen_jax.cli import main
 from fmen_jax.images.bicubic import imresize
+from fmen_jax.inference.upscaler import Upscaler
 from fmen_jax.models.fmen import FMENConfig
+from fmen_jax.network import Network
+from fmen_jax.training import loop
+from fmen_jax.training.experiment import DataConfig, Experiment, load_experiment
 
 ROOT = Path(__file__).parent.parent
 NO_TORCH = 'PyTorch is not installed'
@@ -78,11 +89,11 @@ def train_variables(tiny: Golden) -> tuple[FMENConfig, Any]:
     return ported.config, wide
 
 
-def writable(ending: str) -> str:
-    """An ending of checkpoints; skips if writing it needs PyTorch, which is absent."""
-    if ending != '.safetensors':
+def writable(extension: str) -> str:
+    """An extension of checkpoints; skips if writing it needs PyTorch, which is absent."""
+    if extension != '.safetensors':
         pytest.importorskip('torch', reason=NO_TORCH)
-    return ending
+    return extension
 
 
 def run_cli(*args: Any) -> int:
@@ -118,3 +129,109 @@ def differs(found: Any, expected: Any, atol: float) -> bool:
     except AssertionError:
         return True
     return False
+
+
+def changed_experiment(experiment: Experiment, **changes: Any) -> Experiment:
+    """An experiment with changes, such as loop={'steps': 4} or graph='deploy'."""
+    changes = {
+        name: dataclasses.replace(getattr(experiment, name), **value)
+        if isinstance(value, dict)
+        else value
+        for name, value in changes.items()
+    }
+    return dataclasses.replace(experiment, **changes)
+
+
+SHORT: dict[str, Any] = {
+    'model': {'n_feats': 5, 'mid_feats': 5, 'down_blocks': 0, 'up_blocks': (0,)},
+    'loop': {'steps': 4, 'log_every': 1, 'validate_every': 2, 'checkpoint_every': 1},
+}
+"""Changes that make a run as short as possible: four steps of a network that compiles quickly."""
+
+
+def enlarger(network: Network) -> Callable[[np.ndarray], np.ndarray]:
+    """An upscaler by 2 for such runs: it depends on the weights, but needs no compilation."""
+    brightness = float(np.mean(network.variables['params']['tail_0']['bias']))
+    return lambda lr: np.clip(lr.repeat(2, 0).repeat(2, 1) + brightness, 0, 255).astype(np.uint8)
+
+
+def _words(value: Any) -> list[str]:
+    return [str(part) for part in (value if isinstance(value, tuple) else (value,))]
+
+
+def kill_at_ten(process: subprocess.Popen, workdir: Path) -> None:
+    """SIGKILL as soon as the checkpoint of step 10 exists."""
+    deadline = time.time() + 120
+    while not (workdir / 'checkpoints/10').exists() and time.time() < deadline:
+        assert process.poll() is None, 'it ended before it was killed'
+        time.sleep(0.01)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL, 'it ended before it was killed'
+
+
+@dataclasses.dataclass(frozen=True)
+class SmokeRun:
+    """A training run of configs/smoke.py on a folder of photographs, in a folder of its own."""
+
+    workdir: Path
+    photos: Path
+    config = ROOT / 'configs/smoke.py'
+
+    def experiment(self, *, validate: bool = False, **changes: Any) -> Experiment:
+        """The experiment on the photographs, with changes as in `changed_experiment`."""
+        folder = str(self.photos)
+        experiment = load_experiment(self.config)
+        data = DataConfig(train=(folder,), validation=(folder,) if validate else ())
+        return changed_experiment(dataclasses.replace(experiment, data=data), **changes)
+
+    def train(self, experiment: Experiment, **options: Any) -> Path | None:
+        return loop.train(experiment, self.workdir, **{'upscaler': Upscaler, **options})
+
+    def command(self, *options: str, verb: str = 'train') -> list[str]:
+        """The command line of the run, with the small model and validation on the photographs."""
+        start = [sys.executable, '-m', 'fmen_jax', verb, str(self.config)]
+        folders = ['--data.train', str(self.photos), '--data.validation', str(self.photos)]
+        model = SHORT['model'].items()
+        small = [part for name, value in model for part in (f'--model.{name}', *_words(value))]
+        return [*start, '--workdir', str(self.workdir), *folders, *small, *options]
+
+    def records(self) -> list[dict[str, Any]]:
+        lines = (self.workdir / 'metrics.jsonl').read_text().splitlines()
+        return [json.loads(line) for line in lines]
+
+    def losses(self) -> dict[int, float]:
+        return {record['step']: record['loss'] for record in self.records() if 'loss' in record}
+
+    def weights(self) -> bytes:
+        return (self.workdir / 'weights.safetensors').read_bytes()
+
+
+def golden_dump(golden: Golden, weights: str = 'train/') -> dict[str, np.ndarray]:
+    """The figures of a golden file as `fmen_jax.parity.compare` takes them.
+
+    `weights` selects the graph: 'train/', or 'deploy/' with its output alone.
+    """
+    arrays = golden.arrays
+    deploy = weights == 'deploy/'
+    dump = {f'state/{k}': v for k, v in golden.below(weights).items() if k != 'y'}
+    dump['input/golden'] = arrays['eval/x']
+    dump['eval/float64/golden/out'] = arrays['deploy/y' if deploy else 'eval/y']
+    if deploy:
+        return dump
+    for name, value in golden.below('eval/inter/').items():
+        dump[f'eval/float64/golden/layers/{name}/out'] = value
+    first = {'out': arrays['steps/pred0'], 'loss': arrays['steps/loss'][0]}
+    first |= {f'grad/{key}': value for key, value in golden.below('steps/grad0/').items()}
+    last = {f'steps/state/{key}': value for key, value in golden.below('steps/final/').items()}
+    dump |= {'train/x': arrays['steps/x'], 'train/y': arrays['steps/y']}
+    dump |= {f'train/float64/{key}': value for key, value in (first | last).items()}
+    dump |= {f'train/{dtype}/steps/loss': arrays['steps/loss'] for dtype in ('float64', 'float32')}
+    return dump
+
+
+def official_dump(name: str) -> dict[str, np.ndarray]:
+    """What the published code gives for a crop, with one of the published checkpoints."""
+    with np.load(ROOT / 'tests/golden/official_x4.npz') as file:
+        x, y = file['x'][None], file[name][None]
+    nchw = (0, 3, 1, 2)
+    return {'input/crop': x.transpose(nchw), 'eval/float64/crop/out': y.transpose(nchw)}

@@ -20,6 +20,7 @@ def quick(tmp_path: Path, *sections: str) -> dict[str, Any]:
     return json.loads(path.read_text())
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_all_contenders_of_the_train_step_have_the_same_loss(tmp_path: Path, torch: Any) -> None:
     found = quick(tmp_path, 'train')['train']
@@ -44,6 +45,7 @@ def test_all_contenders_of_inference_compute_the_same_picture(tmp_path: Path, to
     assert {'xla_vs_best_torch', 'auto_vs_best_peer'} <= found.keys()
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_jobs_and_startup_run(tmp_path: Path, torch: Any) -> None:
     """What they compute is compared elsewhere; they fail if a command does."""
@@ -52,6 +54,7 @@ def test_jobs_and_startup_run(tmp_path: Path, torch: Any) -> None:
     assert found['startup']['rows'][0]['seconds'] > 0
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_memory_growth_data_and_their_plots_run(tmp_path: Path, torch: Any) -> None:
     found = quick(tmp_path, 'memory', 'growth', 'data', '--plots', str(tmp_path))

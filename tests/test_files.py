@@ -8,7 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from fmen_jax.files import write_text, written_aside
+from fmen_jax.files import labels_of, write_text, written_aside
+
+
+def test_labels_are_stems_that_are_unique() -> None:
+    names = ['a/x.png', 'b/x.png', 'b/y.tar.png', 'z']
+    assert labels_of(names) == ['a/x.png', 'b/x.png', 'y.tar', 'z']
 
 
 def test_whole_or_absent(tmp_path: Path) -> None:
@@ -19,6 +24,17 @@ def test_whole_or_absent(tmp_path: Path) -> None:
         raise ValueError('stop')
     assert [p.name for p in path.parent.iterdir()] == ['a.txt']
     assert path.read_text() == 'one'
+
+
+def test_leftovers_whose_process_number_is_in_use_again(tmp_path: Path) -> None:
+    old, new = (tmp_path / f'.{name}.{platform.node()}.{os.getppid()}.part.txt' for name in 'ab')
+    for path in (old, new):
+        path.touch()
+    os.utime(old, (1, 1))  # long before the process with this number started
+    write_text(tmp_path / 'a.txt', '')
+    write_text(tmp_path / 'b.txt', '')
+    assert not old.exists()
+    assert new.exists()
 
 
 def test_leftovers_of_dead_processes_only(tmp_path: Path) -> None:

@@ -12,45 +12,41 @@ import pytest
 
 import fmen_jax
 from fmen_jax import porting
+from fmen_jax.cli import COMMANDS
 from fmen_jax.errors import InputError
-from fmen_jax.images import rgb8
+from fmen_jax.images.write import write_rgb8
 from fmen_jax.models.fmen import FMENConfig
-from tests.helpers import ROOT, Golden, assert_close, corrupted, differs, run_cli
+from fmen_jax.parity import assert_parity, compare
+from fmen_jax.parity.stages import COMPILED, FORWARD, NOISE, CompareConfig
+from tests.helpers import ROOT, Golden, assert_close, corrupted, official_dump, run_cli
+
+# Shares of the range of some 300.
+BOUNDS = CompareConfig(bound=1e-11, float32_bound=2e-5)
 
 NETWORKS = {'fmen_github': 'fmen_s_x4_github.pt', 'fmen_ntire': 'fmen_s_x4_ntire2022.pth'}
 
 
-@pytest.fixture(scope='module')
-def figures() -> dict[str, np.ndarray]:
-    with np.load(ROOT / 'tests/golden/official_x4.npz') as file:
-        return dict(file)
-
-
+@pytest.mark.slow
 @pytest.mark.parity
 @pytest.mark.parametrize('name', NETWORKS)
-def test_published_weights_in_float64(
-    name: str, figures: Any, shared: Callable[[str], Path], x64: None
-) -> None:
+def test_published_weights(name: str, shared: Callable[[str], Path]) -> None:
+    """In float64, and the compiled program in float32 over 34 layers."""
     net = fmen_jax.load(shared(f'official/{NETWORKS[name]}'))
-    x = figures['x'][None].astype(np.float64)
-    assert net(x).dtype == jnp.float64
-    assert_close(net(x)[0], figures[name], 1e-8)
-    broken = dataclasses.replace(net, variables=corrupted(net.variables))
-    assert differs(broken(x)[0], figures[name], 1e-8)
-
-
-@pytest.mark.parity
-@pytest.mark.parametrize('name', NETWORKS)
-def test_published_weights_in_float32(
-    name: str, figures: Any, shared: Callable[[str], Path]
-) -> None:
-    net = fmen_jax.load(shared(f'official/{NETWORKS[name]}'))
-    x = figures['x'][None].astype(np.float32)
-    bound = 2e-5 * np.ptp(figures[name])  # of the output range, over 34 layers of float32
-    assert net(x).dtype == jnp.float32
-    assert_close(net(x)[0], figures[name], bound)
+    report = assert_parity(net, official_dump(name), BOUNDS)
+    assert report.stage(FORWARD).worst.max_abs <= 1e-8
+    assert {row.name for row in report.stage(NOISE).rows} == {'', COMPILED}
     broken = dataclasses.replace(net, variables=corrupted(net.variables, by=0.1))
-    assert differs(broken(x)[0], figures[name], bound)
+    report = compare(broken, official_dump(name), BOUNDS)
+    assert not any(row.equal for stage in report.stages for row in stage.rows)
+
+
+def test_the_dtype_is_that_of_the_image(weights: Path) -> None:
+    net = fmen_jax.load(weights)
+    assert net(np.zeros((1, 4, 4, 3), np.float32)).dtype == jnp.float32
+    with pytest.raises(InputError, match='images are float64, which JAX would round to float32'):
+        net(np.zeros((1, 4, 4, 3)))
+    with jax.enable_x64(True):
+        assert net(np.zeros((1, 4, 4, 3))).dtype == jnp.float64
 
 
 def test_train_checkpoint_is_loaded_folded_and_saved(tiny: Golden, tmp_path: Path) -> None:
@@ -76,6 +72,17 @@ def test_train_checkpoint_is_loaded_folded_and_saved(tiny: Golden, tmp_path: Pat
     np.testing.assert_array_equal(again(x), folded(x))
 
 
+@pytest.mark.slow
+def test_network_can_be_called_inside_transformations(weights: Path) -> None:
+    net = fmen_jax.load(weights)
+    x = np.random.default_rng(0).uniform(0, 255, (1, 6, 5, 3)).astype(np.float32)
+    bound = 1e-5 * np.ptp(net(x))  # other compiler options round differently
+    assert_close(jax.jit(net)(x), net(x), bound)
+    direct = jax.grad(lambda x: net.module.apply(net.variables, x).sum())(x)
+    for gradient in (jax.grad(lambda x: net(x).sum()), jax.jit(jax.grad(lambda x: net(x).sum()))):
+        assert_close(gradient(x), direct, 1e-5 * np.ptp(direct))
+
+
 @pytest.mark.parametrize(
     'x',
     [
@@ -97,8 +104,7 @@ def test_products_have_the_precision_asked_for(tiny_x2: Golden) -> None:
     x = jnp.zeros((1, 8, 8, 3))
     for precision, name in [('highest', 'HIGHEST'), ('default', 'DEFAULT')]:
         net = fmen_jax.Network(ported.config, ported.graph, ported.variables, precision=precision)
-        with jax.default_matmul_precision(precision):
-            text = net._apply.lower(net.variables, x).as_text()
+        text = jax.jit(net).lower(x).as_text()
         lines = [line for line in text.splitlines() if 'stablehlo.convolution' in line]
         assert len(lines) > 10
         assert all(
@@ -108,7 +114,7 @@ def test_products_have_the_precision_asked_for(tiny_x2: Golden) -> None:
 
 def test_float16_and_lists_are_refused(weights: Path) -> None:
     net = fmen_jax.load(weights)
-    with pytest.raises(InputError, match='images are float16, whose range'):
+    with pytest.raises(InputError, match='images are float16; expected'):
         net(np.zeros((1, 4, 4, 3), np.float16))
     with pytest.raises(InputError, match='images are a list; expected an array'):
         net([[0.0]])  # pyright: ignore
@@ -150,7 +156,7 @@ def test_upscale_takes_arrays_and_paths(weights: Path, tmp_path: Path) -> None:
     expected = np.clip(np.rint(y), 0, 255).astype(np.uint8)
     # the network was folded, so another order of float32 sums: a tie may turn
     assert np.abs(fmen_jax.upscale(net, pixels).astype(int) - expected).max() <= 1
-    rgb8.write(tmp_path / 'a.png', rgb8.Picture(pixels))
+    write_rgb8(tmp_path / 'a.png', pixels)
     from_file = fmen_jax.upscale(net, tmp_path / 'a.png')
     np.testing.assert_array_equal(from_file, fmen_jax.upscale(net, pixels))
     assert fmen_jax.upscale(net, pixels[..., 0]).shape == (40, 62)
@@ -173,7 +179,11 @@ def test_weights_that_are_not_finite_are_refused(
     assert fmen_jax.load(path, allow_nonfinite=True).config.scale == 2
     output = ('-o', tmp_path / 'out.safetensors')
     assert run_cli('export', path, *output) == 2
-    assert 'allow-nonfinite loads it anyway' in capsys.readouterr().err
+    message = capsys.readouterr().err
+    named = message[message.index('with the commands ') :]
+    for command in COMMANDS:
+        source = (ROOT / f'fmen_jax/cli/{command}.py').read_text()
+        assert (command in named) == ('allow_nonfinite: bool' in source), command
     assert not output[1].exists()
     assert run_cli('export', path, *output, '--allow-nonfinite') == 0
     assert output[1].exists()

@@ -14,10 +14,15 @@ COMMANDS = {
     'upscale': 'Upscale pictures.',
     'evaluate': 'Measure PSNR and SSIM of networks on benchmark folders.',
     'train': 'Train a network, or resume a run.',
+    'sweep': 'Train a network with several seeds or settings, on the same batches.',
+    'ablate': 'Compare variants of a network over several seeds, with confidence intervals.',
     'prepare': 'Decode pictures for training in advance.',
     'info': 'Describe a checkpoint.',
     'export': 'Convert a network to ONNX, StableHLO or another kind of checkpoint.',
     'download': 'Download published weights.',
+    'inspect': 'Look inside a network: attention, attribution, receptive field, spectra, kernels.',
+    'web': 'Write or open a page that upscales pictures in the browser.',
+    'parity': 'Prove that PyTorch code computes the same from a checkpoint.',
     'compare': 'Compare what networks cost: parameters, memory and time.',
 }
 
@@ -41,7 +46,7 @@ def main(args: Sequence[str] | None = None) -> None:
         sys.exit(2)
     if own_process:
         warnings.showwarning = _show_warning
-        if command == 'train':
+        if command in ('train', 'sweep', 'ablate'):
             start_with_huge_pages()
     try:
         code = importlib.import_module(f'fmen_jax.cli.{command}').main(args[1:])

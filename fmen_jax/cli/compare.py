@@ -13,8 +13,9 @@ from tyro.conf import arg
 from fmen_jax.data.pairs import find_pairs
 from fmen_jax.errors import InputError, require
 from fmen_jax.evaluation import cost_table, protocols, scoring
-from fmen_jax.files import check_ending, write_text
-from fmen_jax.images import rgb8
+from fmen_jax.files import check_extension, labels_of, write_text
+from fmen_jax.images.read import RGB8_EXTENSIONS
+from fmen_jax.images.write import write_rgb8
 from fmen_jax.inference.upscaler import Upscaler
 from fmen_jax.models import zoo
 from fmen_jax.network import load
@@ -49,12 +50,12 @@ def compare(
         raise InputError('--plot needs --data, and weights for every network, for the PSNR.')
     if plot:
         require('matplotlib', 'plots', 'a plot')
-        check_ending(plot, rgb8.ENDINGS, 'a picture')
+        check_extension(plot, RGB8_EXTENSIONS, 'an image')
     keep_compiled()
     entries = []
-    for name in names:
+    for name, label in zip(names, labels_of(names), strict=True):
         if name in zoo.NETWORKS:
-            entries.append(cost_table.Entry(name, zoo.config(name)))
+            entries.append(cost_table.CostEntry(name, zoo.config(name)))
             continue
         net = load(name).fold()
         psnr = None
@@ -66,9 +67,9 @@ def compare(
                 protocol=protocols.protocol('y'),
             )
             psnr = statistics.mean(score.psnr for score in scores)
-        entries.append(cost_table.Entry(Path(name).stem, net.config, net.variables, psnr))
+        entries.append(cost_table.CostEntry(label, net.config, net.variables, psnr))
     rows = []
-    with tqdm.tqdm(total=len(extents) * rounds, unit='round') as bar:
+    with tqdm.tqdm(total=len(extents) * rounds, unit='round', disable=None) as bar:
         for height, width in extents:
             rows += cost_table.compare(entries, height, width, rounds=rounds, report=bar.update)
     table = cost_table.as_markdown(rows)
@@ -79,7 +80,7 @@ def compare(
         write_text(json, cost_table.as_json(rows))
     if plot and data:
         picture = cost_table.draw(rows[: len(entries)], data.name)
-        rgb8.write(plot, rgb8.Picture(picture))
+        write_rgb8(plot, picture)
     return 0
 
 

@@ -1,9 +1,9 @@
 """`fmen-jax download`."""
 
+import sys
 from collections.abc import Sequence
 from typing import Literal
 
-import tqdm
 import tyro
 from tyro.conf import Positional
 
@@ -17,20 +17,11 @@ def download(
 ) -> int:
     """Download published weights to the cache folder, and check their SHA-256.
 
-    An interrupted download is resumed by the same command.
-
     Args:
       name: Name of the weights.
       url: Address of a mirror of the same file.
     """
-    with tqdm.tqdm(unit='B', unit_scale=True, desc=name, leave=False) as bar:
-
-        def report(done: int, total: int) -> None:
-            bar.total = total or None
-            bar.update(done - bar.n)
-
-        path = weights.download(name, url=url, report=report)
-    print(path)
+    print(weights.download(name, url=url, progress=sys.stderr.isatty()))
     return 0
 
 

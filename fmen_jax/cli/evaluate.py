@@ -12,8 +12,9 @@ from tyro.conf import arg
 from fmen_jax.data.pairs import find_pairs
 from fmen_jax.evaluation import protocols, report, scoring
 from fmen_jax.evaluation.contact_sheet import Sheet
-from fmen_jax.files import check_ending, write_text
-from fmen_jax.images import rgb8
+from fmen_jax.files import check_extension, write_text
+from fmen_jax.images.read import RGB8_EXTENSIONS
+from fmen_jax.images.write import write_rgb8
 from fmen_jax.inference.upscaler import Upscaler
 from fmen_jax.network import load
 from fmen_jax.runtime.compilation import keep_compiled
@@ -47,7 +48,7 @@ def evaluate(
     rule = protocols.protocol(protocol)
     contact = Sheet() if sheet else None
     if sheet:
-        check_ending(sheet, rgb8.ENDINGS, 'a picture')
+        check_extension(sheet, RGB8_EXTENSIONS, 'an image')
     keep_compiled()
     upscalers = {name: Upscaler(load(name, allow_nonfinite=allow_nonfinite)) for name in weights}
     work = [
@@ -59,7 +60,9 @@ def evaluate(
     for *_, upscaler, pairs in work:
         scoring.check(pairs, scale=upscaler.scale, protocol=rule)
     results = []
-    with tqdm.tqdm(total=sum(len(pairs) for *_, pairs in work), unit='picture') as bar:
+    with tqdm.tqdm(
+        total=sum(len(pairs) for *_, pairs in work), unit='picture', disable=None
+    ) as bar:
         for name, folder, upscaler, pairs in work:
             bar.set_description(f'{name} on {folder}')
             inspect = functools.partial(contact.add, name, folder) if contact else None
@@ -79,7 +82,7 @@ def evaluate(
         if path:
             write_text(path, write(results))
     if sheet and contact:
-        rgb8.write(sheet, rgb8.Picture(contact.draw()))
+        write_rgb8(sheet, contact.draw())
     return 0
 
 

@@ -9,7 +9,7 @@ from fmen_jax.network import describe
 
 
 def info(weights: Positional[str]) -> int:
-    """Describe a checkpoint: its network, recognised by key names and shapes, and its cost.
+    """Describe a checkpoint: its network, recognized by key names and shapes, and its cost.
 
     Args:
       weights: Checkpoint (.pt, .pth or .safetensors), or the name of weights in the package or of

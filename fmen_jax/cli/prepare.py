@@ -19,20 +19,25 @@ def prepare(
     output: Annotated[Path | None, arg(aliases=['-o'])] = None,
     broken: Literal['refuse', 'skip'] = 'refuse',
 ) -> int:
-    """Decode pictures for training in advance, in both sizes. What is already prepared is kept.
+    """Decode training pictures in advance, in both sizes. Prepared pictures are not decoded again.
 
     Args:
-      data: Folders of HR pictures, or of pairs in one of the layouts that `evaluate` knows, or
-        div2k/bicubic_x2, x3 or x4 (through TensorFlow Datasets; TFDS_DATA_DIR says where).
-      scale: Factor between HR and LR.
-      output: Folder to write, if there is one folder of data. If omitted, the cache folder, where
-        `train` finds it.
-      broken: What to do with pictures that cannot be read.
+      data: Folders of HR pictures, or of pairs in one of the layouts that `evaluate` supports, or
+        div2k/bicubic_x2, x3 or x4, which are read through TensorFlow Datasets from the folder
+        TFDS_DATA_DIR.
+      scale: Scale factor between LR and HR pictures.
+      output: Folder for the result; requires a single folder of data. If omitted, the result is
+        stored in the cache folder, where `train` finds it.
+      broken: Treatment of pictures that cannot be read: refuse them all with an error, or skip
+        them.
     """
     if output and len(data) > 1:
-        raise InputError(f'{output} is one folder, but there are {len(data)} to prepare.')
+        raise InputError(
+            f'output names one folder, {output}, but there are {len(data)} folders of data: '
+            'prepare them one by one, or omit output.'
+        )
     for name in data:
-        with tqdm.tqdm(unit='picture', desc=name) as bar:
+        with tqdm.tqdm(unit='picture', desc=name, disable=None, delay=0.2) as bar:
 
             def report(done: int, total: int, bar: tqdm.tqdm = bar) -> None:
                 bar.total = total
@@ -47,5 +52,5 @@ def prepare(
 
 
 def main(args: Sequence[str]) -> int:
-    """Run the command; the exit code."""
+    """Run the command and return its exit code."""
     return tyro.cli(prepare, prog='fmen-jax prepare', args=args)

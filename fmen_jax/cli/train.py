@@ -12,6 +12,7 @@ import jax
 import tyro
 from tyro.conf import arg
 
+from fmen_jax.cli.usage import without_config
 from fmen_jax.errors import FMENError, InputError
 from fmen_jax.inference.upscaler import Upscaler
 from fmen_jax.runtime import devices
@@ -28,34 +29,33 @@ file with a variable `experiment`, such as configs/quickstart.py. Options overri
   fmen-jax train configs/quickstart.py --workdir runs/quickstart \\
       --data.train FOLDER --data.validation BENCHMARK
 
-SIGTERM and Ctrl-C save a checkpoint and end the run.
+SIGTERM and Ctrl-C save a checkpoint and end the run, also during a validation.
 """
 
 
 @dataclasses.dataclass(frozen=True)
 class Train:
-    """Train a network, or resume the run in the working directory: the same command does both."""
+    """Train a network, or resume the run in the workdir: the same command does both."""
 
     workdir: Path
     """Folder of the run: settings, metrics, TensorBoard, pictures, checkpoints and weights."""
     experiment: Annotated[Experiment, arg(name='')]
     cluster: str = ''
-    """For several processes: auto (TPU pod, SLURM, Open MPI, Kubernetes), or HOST:PORT of process
-    0, together with --processes and --process."""
+    """Cluster of several processes: 'auto' for a TPU pod, SLURM, Open MPI or Kubernetes, or
+    HOST:PORT of process 0, together with --processes and --process."""
     processes: int | None = None
-    """Number of processes, if the cluster is HOST:PORT."""
+    """Number of processes in the cluster HOST:PORT."""
     process: int | None = None
-    """Number of this process, from 0, if the cluster is HOST:PORT."""
+    """Index of this process in the cluster HOST:PORT, from 0."""
     profile: int = 0
-    """Number of steps to trace into WORKDIR/profile, for TensorBoard or Perfetto."""
+    """Number of steps of which a trace is written to WORKDIR/profile, for TensorBoard or
+    Perfetto."""
 
 
 def main(args: Sequence[str]) -> int:
-    """Run the command; the exit code."""
-    if not args or args[0].startswith('-'):
-        asked = bool({'-h', '--help'} & {*args})
-        print(USAGE, end='', file=sys.stdout if asked else sys.stderr)
-        return 0 if asked else 2
+    """Run the command and return its exit code."""
+    if (code := without_config(args, USAGE)) is not None:
+        return code
     given = tyro.cli(
         Train,
         args=args[1:],
@@ -76,14 +76,14 @@ def main(args: Sequence[str]) -> int:
         if jax.process_count() == 1:
             raise
         print(f'error: {error}', file=sys.stderr, flush=True)
-        # leaving in order would wait for the other processes
+        # A normal exit would wait for the other processes.
         os._exit(2 if isinstance(error, InputError) else 1)
     print(weights or f'stopped; the same command resumes from the checkpoint in {given.workdir}')
     return 0 if weights else 130
 
 
 def _line(record: dict[str, Any]) -> str:
-    """A record of the training log, for people."""
+    """Return a record of the training log as a line of text."""
     if 'validation_psnr' in record:
         means = [
             f'{name} {psnr:.3f} dB (bicubic {record["bicubic_psnr"][name]:.3f})'

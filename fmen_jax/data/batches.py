@@ -7,16 +7,18 @@ network's output before the pixel shuffle.
 
 import dataclasses
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import absl.flags
 import grain
 import numpy as np
 
 from fmen_jax.data.prepared import Source
-from fmen_jax.errors import InputError
+from fmen_jax.errors import InputError, check_choice, check_range
 from fmen_jax.images.pixel_shuffle import pixel_unshuffle
 from fmen_jax.images.symmetries import dihedral
+
+Sampling = Literal['uniform', 'error']
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +29,7 @@ class PipelineConfig:
     """Height and width of a patch in LR pixels."""
     batch: int = 64
     """Number of patches in the global batch, over all processes."""
-    sampling: Literal['uniform', 'error'] = 'uniform'
+    sampling: Sampling = 'uniform'
     """Distribution of crop positions: 'uniform' over all positions in all images, or 'error',
     proportional to the error of bicubic interpolation in the patch, so that flat areas are rare."""
     flips: bool = True
@@ -35,12 +37,21 @@ class PipelineConfig:
     seed: int = 0
     """Seed for crop positions and flips."""
     threads: int = 2
-    """Number of threads that prepare batches in advance. Does not affect what is in them."""
+    """Number of threads that prepare batches in advance. Does not affect the contents of a
+    batch."""
     processes: int = 0
-    """Number of worker processes, each with its own threads, for when threads alone are too slow; 0
-    for none."""
+    """Number of worker processes that prepare batches, each with its own threads. 0 means that the
+    threads run in the training process, which is fast enough for most runs."""
     ahead: int = 8
-    """Maximum number of prepared batches that wait to be used."""
+    """Maximum number of batches that are prepared in advance."""
+
+    def __post_init__(self) -> None:
+        for name, least in (
+            *(('patch', 1), ('batch', 1), ('seed', 0)),
+            *(('threads', 0), ('processes', 0), ('ahead', 0)),
+        ):
+            check_range(f'pipeline.{name}', getattr(self, name), least=least)
+        check_choice('pipeline.sampling', self.sampling, get_args(Sampling))
 
 
 class Batches:
@@ -71,8 +82,8 @@ class Batches:
             raise InputError(f'the sources have scales {scales}; expected one scale for all.')
         if config.batch % processes:
             raise InputError(
-                f'a batch of {config.batch} cannot be shared by {processes} processes: choose a '
-                'multiple.'
+                f'pipeline.batch is {config.batch}, which {processes} processes cannot share '
+                f'evenly: choose a multiple of {processes}.'
             )
         self._pictures = [(s, i) for s in sources for i in range(len(s.entries))]
         sizes = [(s.entries[i].height, s.entries[i].width) for s, i in self._pictures]
@@ -84,7 +95,7 @@ class Batches:
         if small:
             raise InputError(
                 f'{len(small)} pictures are smaller than a patch of {config.patch} LR pixels, such '
-                f'as {", ".join(small[:3])}: remove them, or choose a smaller patch.'
+                f'as {", ".join(small[:3])}: remove them, or choose a smaller pipeline.patch.'
             )
         self.scale = scales[0]
         self._config = config

@@ -64,9 +64,9 @@ def open_set(name: str) -> Div2k:
     config, _, part = name.removeprefix(PREFIX).partition('/')
     if config not in _SCALES or part not in ('', 'train', 'validation'):
         raise InputError(
-            f'{name}: no such set; expected '
+            f'{name}: there is no such set; expected '
             + ', '.join(PREFIX + config for config in _SCALES)
-            + ', with /train (the default) or /validation behind it.'
+            + ', optionally followed by /train (the default) or /validation.'
         )
     builder = _builder_class()(config=config, data_dir=home())
     builder.download_and_prepare(file_format='array_record')
@@ -116,8 +116,8 @@ def _builder_class() -> Any:
             expected = self.url_infos[url].checksum
             if (found := sha256(path)) != expected:
                 raise InputError(
-                    f'{path} has SHA-256 {found}; the official file has {expected}: remove it, and '
-                    'it is downloaded.'
+                    f'{path} has SHA-256 {found}, but that of the official file is {expected}: '
+                    'remove the file, so that it is downloaded again.'
                 )
             return path
 
@@ -131,7 +131,8 @@ def _examples(lr_zip: Path, hr_zip: Path) -> Iterator[tuple[str, dict[str, str]]
         if lr_names.keys() != hr_names.keys():
             alone = sorted(lr_names.keys() ^ hr_names.keys())
             raise InputError(
-                f'{lr_zip} and {hr_zip}: {len(alone)} pictures are in one only, such as {alone[0]}.'
+                f'{lr_zip} and {hr_zip}: {len(alone)} pictures are in only one of the two files, '
+                f'such as {alone[0]}: replace the files with the official ones.'
             )
         for stem in sorted(hr_names):
             with tempfile.TemporaryDirectory() as folder:

@@ -8,8 +8,9 @@ import numpy as np
 
 from fmen_jax.errors import InputError
 from fmen_jax.files import cache_folder
-from fmen_jax.images import rgb8
 from fmen_jax.images.bicubic import imresize
+from fmen_jax.images.read import RGB8_EXTENSIONS, read_rgb8
+from fmen_jax.images.write import write_rgb8
 
 # Usual layouts: HR folder, HR file name, and path of the matching LR image; s is the scale.
 _LAYOUTS = (
@@ -64,12 +65,13 @@ def find_pairs(folder: Path, scale: int) -> list[Pair]:
         if missing := [path for path in lr_files if not path.is_file()]:
             raise InputError(
                 f'{folder}: {len(missing)} of {len(lr_files)} LR pictures are missing, such as '
-                f'{missing[0]}: add them, or take their folder away to have them all made.'
+                f'{missing[0]}: add them, or remove the folder {missing[0].parent}, so that all of '
+                'them are computed from the HR pictures.'
             )
         return [Pair(*pair) for pair in zip(stems, found, lr_files, strict=True)]
     # macOS leaves hidden files that end like images
     seen = (p for p in folder.iterdir() if not p.name.startswith('.'))
-    pictures = sorted(p for p in seen if p.suffix.lower() in rgb8.ENDINGS)
+    pictures = sorted(p for p in seen if p.suffix.lower() in RGB8_EXTENSIONS)
     if not pictures:
         raise InputError(
             f'{folder}: no pictures for x{scale}. Expected HR pictures, or one of the layouts '
@@ -82,24 +84,24 @@ def find_pairs(folder: Path, scale: int) -> list[Pair]:
     return [Pair(path.stem, path, None) for path in pictures]
 
 
-def load_pair(pair: Pair, scale: int, *, keep: bool = True) -> Loaded:
+def load_pair(pair: Pair, scale: int, *, cached: bool = True) -> Loaded:
     """Read both images of a pair, or compute the LR image if the pair has none.
 
-    If `keep` is true, a computed LR image is stored in the cache.
+    If `cached` is true, a computed LR image is read from the cache, or stored there.
 
     Raises:
       InputError: If an image cannot be read (16-bit and transparent images are refused), or the
         sizes of the two images do not differ by `scale`.
     """
-    hr = rgb8.read(pair.hr).pixels
+    hr = read_rgb8(pair.hr)
     height, width = (size // scale for size in hr.shape[:2])
     if not (height and width):
         raise InputError(f'{pair.hr} is {hr.shape[1]}x{hr.shape[0]}: too small for x{scale}.')
     if pair.lr:
-        lr = rgb8.read(pair.lr).pixels
+        lr = read_rgb8(pair.lr)
         return fitted(pair.name, lr, hr, scale, where=f'{pair.lr} and {pair.hr}')
     hr = hr[: height * scale, : width * scale]
-    return Loaded(pair.name, _kept(hr, scale) if keep else imresize(hr, 1 / scale), hr)
+    return Loaded(pair.name, _cached(hr, scale) if cached else imresize(hr, 1 / scale), hr)
 
 
 def fitted(name: str, lr: np.ndarray, hr: np.ndarray, scale: int, *, where: str = '') -> Loaded:
@@ -120,10 +122,10 @@ def fitted(name: str, lr: np.ndarray, hr: np.ndarray, scale: int, *, where: str 
     return Loaded(name, lr, hr[: height * scale, : width * scale])
 
 
-def _kept(hr: np.ndarray, scale: int) -> np.ndarray:
+def _cached(hr: np.ndarray, scale: int) -> np.ndarray:
     """Return the LR image of an HR image, cached under a hash of the HR image's content."""
     digest = hashlib.sha256(str(hr.shape).encode() + hr.tobytes()).hexdigest()[:32]
     path = cache_folder() / 'lr' / f'{digest}_x{scale}.png'
     if not path.exists():
-        rgb8.write(path, rgb8.Picture(imresize(hr, 1 / scale)))
-    return rgb8.read(path).pixels
+        write_rgb8(path, imresize(hr, 1 / scale))
+    return read_rgb8(path)

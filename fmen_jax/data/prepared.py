@@ -24,7 +24,7 @@ from fmen_jax.errors import InputError
 from fmen_jax.files import cache_folder, written_aside
 from fmen_jax.images.bicubic import imresize
 
-_FORMAT = 1
+_FORMAT = 2
 """Version of the stored format, incremented on a change so that old folders are prepared again."""
 
 Broken = Literal['refuse', 'skip']
@@ -32,7 +32,7 @@ Broken = Literal['refuse', 'skip']
 
 
 @dataclasses.dataclass(frozen=True)
-class Entry:
+class ImageEntry:
     """An image of a prepared source."""
 
     name: str
@@ -41,6 +41,8 @@ class Entry:
     width: int
     start: int
     """Offset of the LR image in `lr.u8`, in bytes; the HR image is at scale^2 start in `hr.u8`."""
+    digest: str
+    """Hash of the sizes and the pixels of both images, as 32 hexadecimal digits."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +51,7 @@ class Source:
 
     folder: Path
     scale: int
-    entries: tuple[Entry, ...]
+    entries: tuple[ImageEntry, ...]
     skipped: tuple[str, ...]
     """Error messages for the images that could not be read."""
 
@@ -132,8 +134,8 @@ def prepare(
         (the message names all of them), or if `output` holds anything else.
     """
     pictures = _pictures(data, scale)
-    known = (_FORMAT, scale, broken, pictures.known)
-    digest = hashlib.sha256(repr(known).encode()).hexdigest()
+    identity = (_FORMAT, scale, broken, pictures.identity)
+    digest = hashlib.sha256(repr(identity).encode()).hexdigest()
     name = f'{pictures.label}_x{scale}_{digest[:12]}'
     target = output or cache_folder() / 'prepared' / name
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -143,11 +145,14 @@ def prepare(
                 return target
             if output:
                 raise InputError(
-                    f'{target} was prepared from other pictures or settings: remove it, or name '
+                    f'{target} was prepared from other pictures or settings: remove it, or choose '
                     'another folder.'
                 )
         elif target.is_file() or (target.is_dir() and any(target.iterdir())):
-            raise InputError(f'{target} holds something else: name a new or empty folder.')
+            raise InputError(
+                f'{target} contains something other than a prepared source: choose a new or empty '
+                'folder.'
+            )
         aside = target.with_name(target.name + '.part')
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir()
@@ -156,6 +161,8 @@ def prepare(
             text = json.dumps({'digest': digest, **index}, indent=1)
             (aside / 'index.json').write_text(text)
             aside.replace(target)
+        except OSError as error:  # such as a full disk, which names no file by itself
+            raise OSError(error.errno, error.strerror, str(target)) from error
         finally:
             shutil.rmtree(aside, ignore_errors=True)
     return target
@@ -164,8 +171,8 @@ def prepare(
 @dataclasses.dataclass(frozen=True)
 class _Pictures:
     label: str
-    known: Any
-    """Identity of the images, found without decoding; changed images are prepared again."""
+    identity: Any
+    """Paths, sizes and times of the files, by which changed images are found without decoding."""
     loaders: Sequence[Callable[[], Loaded]]
 
 
@@ -173,16 +180,19 @@ def _pictures(data: str | Path, scale: int) -> _Pictures:
     if str(data).startswith(div2k.PREFIX) and not Path(data).exists():
         found = div2k.open_set(str(data))
         if found.scale != scale:
-            raise InputError(f'{data} has scale {found.scale}, but {scale} is asked for.')
+            raise InputError(
+                f'{data} has scale {found.scale}, but the requested scale is {scale}: choose a set '
+                f'such as {div2k.PREFIX}bicubic_x{scale}.'
+            )
         info = (found.folder / 'dataset_info.json').stat()
-        known = (str(data), str(found.folder.resolve()), info.st_size, info.st_mtime_ns)
+        identity = (str(data), str(found.folder.resolve()), info.st_size, info.st_mtime_ns)
         loaders = [partial(found.pair, number) for number in range(len(found.examples))]
-        return _Pictures(str(data).replace('/', '_'), known, loaders)
+        return _Pictures(str(data).replace('/', '_'), identity, loaders)
     pairs = find_pairs(Path(data), scale)
     files = [path for pair in pairs for path in (pair.hr, pair.lr) if path]
-    known = [(str(p.resolve()), p.stat().st_size, p.stat().st_mtime_ns) for p in files]
-    loaders = [partial(load_pair, pair, scale, keep=False) for pair in pairs]
-    return _Pictures(Path(data).resolve().name, known, loaders)
+    identity = [(str(p.resolve()), p.stat().st_size, p.stat().st_mtime_ns) for p in files]
+    loaders = [partial(load_pair, pair, scale, cached=False) for pair in pairs]
+    return _Pictures(Path(data).resolve().name, identity, loaders)
 
 
 def _write(
@@ -192,7 +202,7 @@ def _write(
     broken: Broken,
     report: Callable[[int, int], object] | None,
 ) -> dict[str, Any]:
-    entries: list[Entry] = []
+    entries: list[ImageEntry] = []
     faults: list[str] = []
     start = 0
     with (folder / 'lr.u8').open('wb') as lr_file, (folder / 'hr.u8').open('wb') as hr_file:
@@ -206,14 +216,16 @@ def _write(
                 if report:
                     report(done, len(loaders))
             height, width = loaded.lr.shape[:2]
-            entries.append(Entry(loaded.name, height, width, start))
-            start += loaded.lr.size
-            lr_file.write(loaded.lr.tobytes())
-            hr_file.write(loaded.hr.tobytes())
+            lr, hr = loaded.lr.tobytes(), loaded.hr.tobytes()
+            digest = hashlib.sha256(b'%d %d ' % (height, width) + lr + hr).hexdigest()[:32]
+            entries.append(ImageEntry(loaded.name, height, width, start, digest))
+            start += len(lr)
+            lr_file.write(lr)
+            hr_file.write(hr)
     if faults and (broken == 'refuse' or not entries):
         raise InputError(
-            f'{len(faults)} of {len(loaders)} pictures cannot be used; mend or remove them, or '
-            'skip them (broken "skip"):' + ''.join(f'\n  {fault}' for fault in faults)
+            f'{len(faults)} of {len(loaders)} pictures cannot be used. Repair or remove them, or '
+            "skip them by the setting broken='skip':" + ''.join(f'\n  {fault}' for fault in faults)
         )
     return {
         'scale': scale,
@@ -230,17 +242,18 @@ def open_source(folder: Path) -> Source:
     """
     try:
         index = json.loads((folder / 'index.json').read_text())
-        entries = tuple(Entry(*entry) for entry in index['entries'])
+        entries = tuple(ImageEntry(*entry) for entry in index['entries'])
         scale, skipped = index['scale'], tuple(index['skipped'])
         sizes = [(folder / name).stat().st_size for name in ('lr.u8', 'hr.u8')]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(
-            f'{folder} is not a prepared source ({error}): expected what `prepare` writes.'
+            f'{folder} is not a prepared source ({error}): expected a folder that '
+            '`fmen-jax prepare` has written.'
         ) from error
     total = sum(entry.height * entry.width * 3 for entry in entries)
     if sizes != [total, total * scale**2]:
         raise InputError(
-            f'{folder} is not whole: its files have {sizes} bytes, expected '
-            f'{[total, total * scale**2]}. Remove it and prepare it again.'
+            f'{folder} is incomplete: its files have {sizes} bytes; expected '
+            f'{[total, total * scale**2]}. Remove the folder, and prepare it again.'
         )
     return Source(folder, scale, entries, skipped)

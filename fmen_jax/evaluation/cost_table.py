@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -11,18 +12,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fmen_jax.models import zoo
 from fmen_jax.models.cost import count_cost, ntire_flops
 from fmen_jax.models.layers import Params
+from fmen_jax.models.protocol import NetworkConfig
 from fmen_jax.runtime.compilation import jit
 
 
 @dataclasses.dataclass(frozen=True)
-class Entry:
+class CostEntry:
     """A network to compare."""
 
     name: str
-    config: zoo.Config
+    config: NetworkConfig
     variables: Params | None = None
     """Variables of the deploy graph. If None, zeros are used, which cost the same."""
     psnr: float | None = None
@@ -30,7 +31,7 @@ class Entry:
 
 
 @dataclasses.dataclass(frozen=True)
-class Row:
+class CostRow:
     """Cost of one network for one LR image."""
 
     name: str
@@ -55,13 +56,13 @@ class Row:
 
 
 def compare(
-    entries: Sequence[Entry],
+    entries: Sequence[CostEntry],
     height: int,
     width: int,
     *,
     rounds: int = 10,
     report: Callable[[], object] | None = None,
-) -> list[Row]:
+) -> list[CostRow]:
     """Compare networks on one LR image of height x width; ratios are relative to the first network.
 
     After one warm-up run each, the networks run in turn, A B C A B C, so that other load on the
@@ -84,7 +85,7 @@ def compare(
         cost = count_cost(entry.config.build('deploy'), height, width)
         ratios = [t / first for t, first in zip(times, seconds[0], strict=True)]
         rows.append(
-            Row(
+            CostRow(
                 name=entry.name,
                 size=f'{width}x{height}',
                 parameters=cost.parameters,
@@ -103,7 +104,7 @@ def compare(
     return rows
 
 
-def _compile(entry: Entry, x: np.ndarray) -> tuple[Callable[[], Any], int]:
+def _compile(entry: CostEntry, x: np.ndarray) -> tuple[Callable[[], Any], int]:
     """Return a function that runs the network once, and the peak bytes of its program."""
     module = entry.config.build('deploy')
     variables = entry.variables
@@ -117,7 +118,7 @@ def _compile(entry: Entry, x: np.ndarray) -> tuple[Callable[[], Any], int]:
     return (lambda: jax.block_until_ready(compiled(*inputs))), peak
 
 
-def as_markdown(rows: Sequence[Row]) -> str:
+def as_markdown(rows: Sequence[CostRow]) -> str:
     """Return the rows as a Markdown table."""
     lines = [
         '| network | LR size | parameters | FLOPs G | activations M | convs | weights MB '
@@ -143,12 +144,12 @@ def as_markdown(rows: Sequence[Row]) -> str:
     return '\n'.join(lines) + '\n'
 
 
-def as_json(rows: Sequence[Row]) -> str:
+def as_json(rows: Sequence[CostRow]) -> str:
     """Return the rows as a JSON list of objects."""
     return json.dumps([dataclasses.asdict(row) for row in rows], indent=1) + '\n'
 
 
-def draw(rows: Sequence[Row], data: str) -> np.ndarray:
+def draw(rows: Sequence[CostRow], data: str) -> np.ndarray:
     """Plot PSNR against time, with peak memory as the bubble area; return [H, W, 3] uint8."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -157,13 +158,22 @@ def draw(rows: Sequence[Row], data: str) -> np.ndarray:
     axes = figure.add_subplot()
     for row in rows:
         assert row.psnr is not None
-        axes.scatter(row.milliseconds, row.psnr, s=row.peak_bytes / 2**20 * 20, alpha=0.5)
-        label = f'{row.name}\n{row.peak_bytes / 2**20:.0f} MiB'
-        axes.annotate(label, (row.milliseconds, row.psnr), ha='center', va='center', fontsize=8)
+        mib = row.peak_bytes / 2**20
+        area = 20 * mib  # in square points
+        axes.scatter(row.milliseconds, row.psnr, s=area, color='#0072b2', alpha=0.4)
+        axes.annotate(
+            f'{row.name}, {mib:.0f} MiB',
+            (row.milliseconds, row.psnr),
+            (0, -math.sqrt(area / math.pi) - 3),  # just below the bubble
+            textcoords='offset points',
+            ha='center',
+            va='top',
+        )
+    axes.spines[['top', 'right']].set_visible(False)
     axes.margins(0.3)
     axes.set_xlabel(f'time for a {rows[0].size} image, ms (CPU, float32)')
     axes.set_ylabel(f'PSNR on {data}, dB (luma)')
-    axes.set_title('Area of a bubble: peak memory of the compiled program')
+    axes.set_title('Quality, time and peak memory (area)', loc='left')
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()

@@ -19,7 +19,7 @@ class Protocol:
     """Evaluation protocol. Images are [H, W, 3], float, RGB in 0..255."""
 
     name: str
-    colour: Literal['y', 'rgb']
+    color: Literal['y', 'rgb']
     """Color space. 'y': BT.601 studio luma, not rounded; 'rgb': all channels, SSIM averaged."""
     crop_scales: int = 0
     """Width of the border crop in multiples of the scale, added to `crop_pixels`."""
@@ -41,7 +41,7 @@ class Protocol:
         if self.rounded:
             xp = output.__array_namespace__()
             output = xp.clip(xp.round(output), 0, 255)
-        if self.colour == 'y':
+        if self.color == 'y':
             output, target = metrics.luma(output), metrics.luma(target)
         crop = self.crop(scale)
         if min(output.shape[:2]) <= 2 * crop:
@@ -55,10 +55,13 @@ class Protocol:
 
     def __str__(self) -> str:
         """Return the name and all settings on one line."""
-        crops = [f'{self.crop_scales} x scale'] * bool(self.crop_scales)
-        crops += [str(self.crop_pixels)] * bool(self.crop_pixels)
+        crops = []
+        if self.crop_scales:
+            crops.append(f'{self.crop_scales} x scale')
+        if self.crop_pixels:
+            crops.append(str(self.crop_pixels))
         return (
-            f'{self.name} ({"BT.601 luma" if self.colour == "y" else "RGB"}, '
+            f'{self.name} ({"BT.601 luma" if self.color == "y" else "RGB"}, '
             f'{" + ".join(crops) or "0"} pixels cropped, '
             f'{"rounded to 8 bits" if self.rounded else "not rounded"})'
         )

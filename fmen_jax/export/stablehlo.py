@@ -1,4 +1,4 @@
-"""Export of the deploy graph as one serialised JAX program for CPU, CUDA and TPU, with weights.
+"""Export of the deploy graph as one serialized JAX program for CPU, CUDA and TPU, with weights.
 
 `jax.export.deserialize(bytes).call(x)` runs it; x is [N, H, W, 3] float32 in 0..255, with any N, H
 and W. JAX reads such a file for six months after it was written, and versions of JAX older than
@@ -17,7 +17,7 @@ PLATFORMS = ('cpu', 'cuda', 'tpu')
 
 
 def to_stablehlo(network: Network) -> bytes:
-    """Return the folded network as a serialised program with symbolic N, H and W."""
+    """Return the folded network as a serialized program with symbolic N, H and W."""
     folded = network.fold()
     variables = jax.tree.map(jnp.asarray, folded.variables)
 

@@ -90,10 +90,10 @@ def _taps(size: int, ratio: Fraction, edges: str) -> tuple[np.ndarray, np.ndarra
     scale = float(ratio)
     shrink = min(scale, 1.0)
     reach = 4 / shrink
-    centre = (np.arange(math.ceil(size * ratio)) + 0.5) / scale - 0.5
-    first = np.floor(centre - reach / 2).astype(int)
+    center = (np.arange(math.ceil(size * ratio)) + 0.5) / scale - 0.5
+    first = np.floor(center - reach / 2).astype(int)
     index = first[:, None] + np.arange(math.ceil(reach) + 2)
-    weight = cubic_kernel((centre[:, None] - index) * shrink)
+    weight = cubic_kernel((center[:, None] - index) * shrink)
     weight /= weight.sum(1, keepdims=True)
     used = weight.any(0)
     index, weight = index[:, used], weight[:, used]
@@ -122,11 +122,15 @@ def _integer_pass(x: Any, taps: tuple[np.ndarray, np.ndarray], axis: int, xp: Mo
 
     Weights are high 2^-16 + low 2^-32. Because the weights are rounded, a sum that is a tie in
     exact arithmetic may come out lower by up to 255 taps 2^-33. The constant added for rounding is
-    therefore 1/2 + 2^-20.
+    therefore 1/2 + 2^-20, which covers 32 taps: shrinking by up to 8. Beyond that, a tie may be
+    rounded down.
     """
     index, weight = taps
     if index.shape[1] > 128:
-        raise InputError(f'{index.shape[1]} taps: 8-bit images shrink by 31 at most at once.')
+        raise InputError(
+            'uint8 images can be shrunk by a factor of 31 at most: convert the image to float, or '
+            'shrink it in two steps.'
+        )
     fixed = np.rint(weight * 2.0**32).astype(np.int64)
     high, low = (fixed >> 16).astype(np.int32), (fixed & 0xFFFF).astype(np.int32)
     x = x.astype(np.int32)

@@ -1,6 +1,11 @@
-"""Writing images row by row with the bit depth, ICC profile and metadata of their source."""
+"""Writing of image files with libvips.
+
+`Writer` takes an upscaled image row by row and gives it the bit depth, ICC profile and metadata of
+its source. `write_rgb8` writes a whole 8-bit image.
+"""
 
 import dataclasses
+import io
 import shutil
 import struct
 import tempfile
@@ -11,11 +16,11 @@ from typing import Any
 import numpy as np
 
 from fmen_jax.errors import FMENWarning, InputError
-from fmen_jax.files import check_ending, written_aside
-from fmen_jax.images.read import ENDINGS, Opened
-from fmen_jax.images.rgb8 import has_field, reason
+from fmen_jax.files import check_extension, check_utf8, written_aside
+from fmen_jax.images.libvips import PROFILE, has_field, translated_errors
+from fmen_jax.images.read import EXTENSIONS, RGB8_EXTENSIONS, Opened
 
-_BLOBS = ('icc-profile-data', 'exif-data', 'xmp-data', 'iptc-data')
+_BLOBS = (PROFILE, 'exif-data', 'xmp-data', 'iptc-data')
 _LARGEST = {'.jpg': 65535, '.jpeg': 65535, '.webp': 16383, '.avif': 16384}
 """Largest side of an image in pixels that a format can store."""
 _IN_MEMORY = 2**26
@@ -29,9 +34,10 @@ class SaveOptions:
     """Compression settings of image files."""
 
     quality: int | None = None
-    """Quality, 1..100, for JPEG (95 by default), AVIF (90) and WebP (lossless by default)."""
+    """Quality, 1..100, for JPEG (95 by default), AVIF (90 by default) and WebP (lossless by
+    default)."""
     compression: int | None = None
-    """Compression level, 0..9, for PNG (6 by default)."""
+    """Compression level for PNG, 0..9 (6 by default)."""
 
     def __post_init__(self) -> None:
         for name, value, least, most in (
@@ -41,17 +47,46 @@ class SaveOptions:
             if value is not None and not least <= value <= most:
                 raise InputError(f'{name} is {value}; expected {least} to {most}.')
 
-    def of(self, ending: str) -> dict[str, Any]:
-        """Return the libvips save options for the file extension `ending`."""
-        if ending in ('.jpg', '.jpeg'):
+    def for_libvips(self, extension: str) -> dict[str, Any]:
+        """Return the arguments of libvips for a file extension.
+
+        The default quality is high enough to preserve the detail of upscaled images.
+        """
+        if extension in ('.jpg', '.jpeg'):
             return {'Q': self.quality or 95, 'subsample_mode': 'off'}
-        if ending == '.webp':
+        if extension == '.webp':
             return {'Q': self.quality} if self.quality else {'lossless': True}
-        if ending == '.avif':
+        if extension == '.avif':
             return {'Q': self.quality or 90, 'compression': 'av1', 'subsample_mode': 'off'}
-        if ending == '.png':
+        if extension == '.png':
             return {'compression': 6 if self.compression is None else self.compression}
         return {'compression': 'deflate', 'predictor': 'horizontal', 'bigtiff': True}
+
+
+def write_rgb8(path: Path, pixels: np.ndarray) -> None:
+    """Write an image in the format given by the file extension, lossless unless that is JPEG.
+
+    The image is written to a temporary file, which is then renamed.
+
+    Args:
+      path: image file with an extension in RGB8_EXTENSIONS.
+      pixels: [H, W, 3] RGB or [H, W, 1] gray, uint8.
+
+    Raises:
+      InputError: If the extension is another one, or the format cannot store the image.
+    """
+    import pyvips
+
+    check_extension(path, RGB8_EXTENSIONS, 'an image')
+    image: Any = pyvips.Image.new_from_array(np.ascontiguousarray(pixels))
+    image = image.copy(interpretation='b-w' if pixels.shape[2] == 1 else 'srgb')
+    _write(path, image, SaveOptions())
+
+
+def _write(path: Path, image: Any, options: SaveOptions) -> None:
+    check_utf8(path)
+    with translated_errors(path, 'the image could not be written'), written_aside(path) as aside:
+        image.write_to_file(str(aside), **options.for_libvips(path.suffix.lower()))
 
 
 def _header(height: int, width: int, channels: int, dtype: np.dtype) -> bytes:
@@ -107,42 +142,50 @@ class Writer:
           InputError: If the extension is not that of an image, its format cannot store this image,
             or the disk has too little free space.
         """
-        check_ending(path, ENDINGS, 'a picture')
+        check_extension(path, EXTENSIONS, 'an image')
         self._path, self._source, self._options = path, source, options
-        self._ending = path.suffix.lower()
+        self._extension = path.suffix.lower()
         self._width, self._height = (side * scale for side in source.size)
-        self._missing = self._height
-        largest = _LARGEST.get(self._ending, 10_000_000)
+        largest = _LARGEST.get(self._extension, 10_000_000)
         if max(self._width, self._height) > largest:
             raise InputError(
-                f'{path}: {self._width}x{self._height} is too large for {self._ending}, which '
-                f'holds {largest} pixels along a side: choose another ending, such as .tif.'
+                f'{path}: {self._width}x{self._height} is too large for {self._extension}, which '
+                f'holds {largest} pixels along a side: choose another file extension, such as '
+                '.tif.'
             )
-        if source.channels in (2, 4) and self._ending in ('.jpg', '.jpeg'):
+        if source.channels in (2, 4) and self._extension in ('.jpg', '.jpeg'):
             raise InputError(f'{path}: JPEG has no transparency: choose .png, .webp or .tif.')
+        self._rows = self._buffer()
+
+    def _buffer(self) -> Any:
+        """Return the temporary file for the rows.
+
+        On disk it is a file without a name (on Windows one that the system deletes), so that even
+        a killed process leaves nothing behind.
+        """
+        source = self._source
         bytes_ = self._width * self._height * source.channels * source.dtype.itemsize
-        if bytes_ > _IN_MEMORY:
-            folder = next(p for p in path.absolute().parents if p.exists())
-            free = shutil.disk_usage(folder).free
-            if bytes_ > free:
-                raise InputError(
-                    f'{path}: {self._width}x{self._height} needs {bytes_ / 2**30:.1f} GiB on the '
-                    f'disk while it is made, and {free / 2**30:.1f} are free.'
-                )
-            self._rows: Any = tempfile.NamedTemporaryFile(dir=folder, prefix='.fmen_jax.')  # noqa: SIM115
-            self._rows.write(_header(self._height, self._width, source.channels, source.dtype))
-        else:
-            self._rows = tempfile.SpooledTemporaryFile(_IN_MEMORY + 1)  # noqa: SIM115
+        if bytes_ <= _IN_MEMORY:
+            return io.BytesIO()
+        folder = next(p for p in self._path.absolute().parents if p.exists())
+        free = shutil.disk_usage(folder).free
+        if bytes_ > free:
+            raise InputError(
+                f'{self._path}: {self._width}x{self._height} pixels need {bytes_ / 2**30:.1f} GiB '
+                f'on disk while the image is made, but only {free / 2**30:.1f} GiB are free in '
+                f'{folder}.'
+            )
+        rows = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - closed by `close`
+        rows.write(_header(self._height, self._width, source.channels, source.dtype))
+        return rows
 
     def add(self, rows: np.ndarray) -> None:
-        """Append the next rows, [h, W, C]."""
-        self._rows.write(np.ascontiguousarray(rows).data)
-        self._missing -= len(rows)
+        """Append the next rows, [h, W, C].
 
-    @property
-    def complete(self) -> bool:
-        """Whether all rows have been added."""
-        return self._missing == 0
+        Raises:
+          OSError: If the disk is full.
+        """
+        self._rows.write(np.ascontiguousarray(rows).data)
 
     def save(self) -> None:
         """Write the image to a temporary file, which is then renamed.
@@ -150,16 +193,7 @@ class Writer:
         Raises:
           InputError: If libvips cannot write the file.
         """
-        import pyvips
-
-        try:
-            image = self._with_metadata(self._fitted(self._whole()))
-            with written_aside(self._path) as aside:
-                image.write_to_file(str(aside), **self._options.of(self._ending))
-        except pyvips.Error as error:
-            raise InputError(f'{self._path}: could not be written: {reason(error)}') from error
-        finally:
-            self.close()
+        _write(self._path, self._with_metadata(self._fitted(self._whole())), self._options)
 
     def close(self) -> None:
         """Discard the rows."""
@@ -168,25 +202,23 @@ class Writer:
     def _whole(self) -> Any:
         import pyvips
 
-        if isinstance(self._rows, tempfile.SpooledTemporaryFile):
-            self._rows.seek(0)
-            source = self._source
+        source = self._source
+        if isinstance(self._rows, io.BytesIO):
             form = {'uint8': 'uchar', 'uint16': 'ushort', 'float32': 'float'}[source.dtype.name]
-            image: Any = pyvips.Image.new_from_memory(
-                self._rows.read(), self._width, self._height, source.channels, form
+            return pyvips.Image.new_from_memory(
+                self._rows.getvalue(), self._width, self._height, source.channels, form
             )
-        else:
-            self._rows.flush()
-            image = pyvips.Image.tiffload(self._rows.name, access='sequential')
-        return image
+        self._rows.flush()
+        file: Any = pyvips.Source.new_from_descriptor(self._rows.fileno())
+        return pyvips.Image.tiffload_source(file, access='sequential')
 
     def _fitted(self, image: Any) -> Any:
         """Convert to 8 bits if the format does not support the source's depth."""
         gray = self._source.channels < 3
         dtype = self._source.dtype
-        if dtype == np.float32 and self._ending not in ('.tif', '.tiff'):
+        if dtype == np.float32 and self._extension not in ('.tif', '.tiff'):
             image = (image * 255).rint().cast('uchar')
-        elif dtype == np.uint16 and self._ending not in ('.tif', '.tiff', '.png'):
+        elif dtype == np.uint16 and self._extension not in ('.tif', '.tiff', '.png'):
             image = (image / 257).rint().cast('uchar')
         kinds = {'uchar': ('b-w', 'srgb'), 'ushort': ('grey16', 'rgb16')}
         known = kinds.get(image.format, (self._source.image.interpretation,) * 2)

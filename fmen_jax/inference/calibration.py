@@ -8,12 +8,14 @@ import os
 import statistics
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
 from fmen_jax import files
+from fmen_jax.errors import FMENError
 from fmen_jax.runtime import cpu
 
 _log = logging.getLogger(__name__)
@@ -25,45 +27,76 @@ _ROUNDS = 3
 _PACKAGES = ('fmen_jax', 'jaxlib', 'onnxruntime', 'openvino')
 
 
-def fastest(makers: Mapping[str, Callable[[], Any]], *, of: str) -> str:
-    """Return the name of the engine that upscales a picture of 160x160 pixels in the least time.
+def fastest(makers: Mapping[str, Callable[[], Any]], *, of: str) -> Any:
+    """Return the engine that upscales a picture of 160x160 pixels in the least time.
 
     Engines are measured once for each kind of CPU, number of CPUs and set of engine versions; the
-    result is stored in the cache folder if that folder is writable.
+    result is stored in the cache folder if that folder is writable. An engine that fails is left
+    out with a warning, and the result is then not stored, because the failure may pass.
 
     Args:
       makers: for each name, a function that builds the engine.
       of: description of the network and the shared settings for which the result is valid.
+
+    Raises:
+      FMENError: All engines fail.
     """
     if len(makers) == 1:
-        return next(iter(makers))
+        (make,) = makers.values()
+        return make()
     path = files.cache_folder() / 'engines' / f'{_key(makers, of)}.json'
-    try:
-        stored = json.loads(path.read_text(encoding='utf-8'))['fastest']
-        if stored in makers:
-            return stored
-    except (OSError, ValueError, TypeError, KeyError):
-        pass  # not measured yet, or the file is damaged
-    seconds = _measure({name: make() for name, make in makers.items()})
-    found = min(seconds, key=lambda name: seconds[name])
-    _log.debug('the fastest engine is %s: %s', found, seconds)
-    try:
-        files.write_text(path, json.dumps({'fastest': found, 'seconds': seconds, 'of': of}) + '\n')
-    except OSError as error:
-        _log.debug('the choice of engine could not be stored: %s', error)
-    return found
-
-
-def _measure(engines: Mapping[str, Any]) -> dict[str, float]:
-    """Return the median seconds per call; the engines take turns, so that noise is shared."""
+    name = _stored(path)
+    if name in makers and (engine := _build(name, makers[name])):
+        return engine
     x = np.random.default_rng(0).uniform(0, 255, (1, _SIDE, _SIDE, 3)).astype(np.float32)
+    engines = {name: engine for name, make in makers.items() if (engine := _build(name, make, x))}
+    if not engines:
+        raise FMENError(
+            f'none of the engines {", ".join(makers)} works here: reinstall the packages that the '
+            'warnings above name.'
+        )
+    seconds = _measure(engines, x)
+    name = min(seconds, key=lambda name: seconds[name])
+    _log.debug('the fastest engine is %s: %s', name, seconds)
+    if engines.keys() == makers.keys():
+        try:
+            stored = {'fastest': name, 'seconds': seconds, 'of': of}
+            files.write_text(path, json.dumps(stored) + '\n')
+        except OSError as error:
+            _log.debug('the choice of engine could not be stored: %s', error)
+    return engines[name]
+
+
+def _stored(path: Path) -> str:
+    """Return the stored name of the fastest engine; empty if there is none."""
+    try:
+        return str(json.loads(path.read_text(encoding='utf-8'))['fastest'])
+    except (OSError, ValueError, TypeError, KeyError):
+        return ''  # not measured yet, or the file is damaged
+
+
+def _build(name: str, make: Callable[[], Any], x: np.ndarray | None = None) -> Any:
+    """Return an engine that has upscaled `x`, if given; None, with a warning, if it fails."""
+    try:
+        engine = make()
+        if x is not None:
+            engine(x)
+    except Exception as error:
+        _log.warning(
+            'the engine %s fails and is left out: %s: %s', name, type(error).__name__, error
+        )
+        return None
+    return engine
+
+
+def _measure(engines: Mapping[str, Any], x: np.ndarray) -> dict[str, float]:
+    """Return the median seconds per call; the engines take turns, so that noise is shared."""
     seconds: dict[str, list[float]] = {name: [] for name in engines}
-    for turn in range(_ROUNDS + 1):
+    for _ in range(_ROUNDS):
         for name, engine in engines.items():
             start = time.perf_counter()
             engine(x)
-            if turn:  # the first call compiles
-                seconds[name].append(time.perf_counter() - start)
+            seconds[name].append(time.perf_counter() - start)
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 

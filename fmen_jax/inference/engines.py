@@ -4,7 +4,7 @@ import contextlib
 import functools
 import importlib.util
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Literal, Protocol
 
 import jax
@@ -12,11 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from fmen_jax.errors import FMENError, InputError, require
-from fmen_jax.export.onnx import exportable, to_onnx
+from fmen_jax.export.onnx import to_onnx
 from fmen_jax.inference import calibration
-from fmen_jax.models.fmen import FMENConfig
 from fmen_jax.network import Network
-from fmen_jax.runtime import devices, onednn
+from fmen_jax.runtime import devices
 from fmen_jax.runtime.compilation import jit, supported_dtype
 
 Name = Literal['auto', 'xla', 'onnxruntime', 'openvino']
@@ -55,29 +54,26 @@ def make_engine(network: Network, name: Name = 'xla', dtype: Dtype = 'float32') 
       InputError: the engine's package is not installed, or the engine does not support the dtype.
     """
     network = network.fold()
-    if name == 'auto':
-        makers = {
-            each: functools.partial(make_engine, network, each, dtype)  # pyright: ignore[reportArgumentType]
-            for each in installed(network, dtype)
-        }
-        name = calibration.fastest(makers, of=f'{network.config} {dtype}')  # pyright: ignore[reportAssignmentType]
-    if name == 'xla':
-        return Xla(network, dtype)
-    if name == 'openvino':
-        return OpenVino(network, dtype)
-    return OnnxRuntime(network, dtype)
+    supported: str = dtype
+    if name != 'onnxruntime':  # which refuses bfloat16 on every machine
+        backend = 'cpu' if name == 'openvino' else jax.default_backend()
+        supported = supported_dtype(dtype, backend)
+    if name != 'auto':
+        return _ENGINES[name](network, supported)
+    makers = {
+        each: functools.partial(_ENGINES[each], network, supported)
+        for each in installed(network, supported)
+    }
+    return calibration.fastest(makers, of=f'{network.config} {supported}')
 
 
-def installed(network: Network, dtype: Dtype) -> list[str]:
-    """Return the engines that can run a network in a dtype on this machine; 'auto' picks one."""
+def installed(network: Network, dtype: str) -> list[str]:
+    """Return the engines that can run a network on this machine, in a dtype that it supports."""
     onnx = importlib.util.find_spec('onnx')
-    if jax.default_backend() != 'cpu' or not (onnx and exportable(network)):
+    if jax.default_backend() != 'cpu' or not (onnx and network.config.supports_onnx):
         return ['xla']
     others = ('openvino', 'onnxruntime') if dtype == 'float32' else ('openvino',)
-    found = [name for name in others if importlib.util.find_spec(name)]
-    if found and dtype not in ('float32', *onednn.supported_dtypes()):
-        return found
-    return ['xla', *found]
+    return ['xla', *(name for name in others if importlib.util.find_spec(name))]
 
 
 class Xla:
@@ -85,7 +81,7 @@ class Xla:
 
     name = 'xla'
 
-    def __init__(self, network: Network, dtype: Dtype, *, for_tpu: bool | None = None) -> None:
+    def __init__(self, network: Network, dtype: str, *, for_tpu: bool | None = None) -> None:
         """Put the weights on the devices.
 
         `for_tpu` selects the layout for TPUs: two adjacent pixels share the lanes, and the output
@@ -95,18 +91,15 @@ class Xla:
         self._network = network
         variables = network.variables
         for_tpu = jax.default_backend() == 'tpu' if for_tpu is None else for_tpu
-        self.dtype = supported_dtype(dtype)
-        if self.dtype == 'bfloat16':
+        self.dtype = dtype
+        if dtype == 'bfloat16':
             variables = jax.tree.map(lambda a: jnp.asarray(a, jnp.bfloat16), variables)
         self._devices = jax.local_devices()
         self._variables = devices.replicate(devices.make_mesh(devices=self._devices), variables)
 
         def function(variables: Any, x: jax.Array) -> jax.Array:
-            module = network.module
-            if for_tpu and isinstance(network.config, FMENConfig):
-                packed = 2 if x.shape[2] % 2 == 0 else 1
-                module = network.config.build('deploy', packed=packed, shuffle='rows')
-            y: Any = module.apply(variables, x.astype(self.dtype))
+            module = network.config.build_for_tpu(x.shape[2]) if for_tpu else network.module
+            y: Any = module.apply(variables, x.astype(dtype))
             return y.astype(jnp.float32)
 
         self._function = jit(function, onednn='always')
@@ -132,7 +125,7 @@ class OnnxRuntime:
 
     name = 'onnxruntime'
 
-    def __init__(self, network: Network, dtype: Dtype) -> None:
+    def __init__(self, network: Network, dtype: str) -> None:
         require('onnxruntime', 'onnxruntime', '--engine onnxruntime')
         self.dtype = dtype
         if dtype != 'float32':
@@ -158,7 +151,7 @@ class OpenVino:
 
     name = 'openvino'
 
-    def __init__(self, network: Network, dtype: Dtype) -> None:
+    def __init__(self, network: Network, dtype: str) -> None:
         require('openvino', 'openvino', '--engine openvino')
         self.dtype = dtype
         # OpenVINO's telemetry sends data out, and it forks, which JAX's threads do not survive.
@@ -177,6 +170,13 @@ class OpenVino:
         with _memory_for(x):
             results = self._compiled(np.ascontiguousarray(x.transpose(0, 3, 1, 2)))
         return np.asarray(results[0]).transpose(0, 2, 3, 1)
+
+
+_ENGINES: dict[str, Callable[[Network, str], Engine]] = {
+    'xla': Xla,
+    'onnxruntime': OnnxRuntime,
+    'openvino': OpenVino,
+}
 
 
 @contextlib.contextmanager

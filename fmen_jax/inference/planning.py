@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fmen_jax.errors import InputError
-from fmen_jax.files import check_ending
-from fmen_jax.images import read
+from fmen_jax.files import check_extension
+from fmen_jax.images.read import EXTENSIONS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,14 +24,24 @@ class Naming:
     """Naming of the outputs in a folder."""
 
     suffix: str = '_x{scale}'
-    """Suffix appended to the name; {scale} is replaced by the scale factor."""
+    """Text appended to the names of outputs in a folder; {scale} is replaced by the scale
+    factor."""
     ext: str = ''
-    """File extension of all outputs, such as png. If empty, the extension of the input is used."""
+    """File extension of outputs in a folder, such as png. If omitted, that of the input."""
+
+    def __post_init__(self) -> None:
+        try:
+            self.suffix.format(scale=4)
+        except (ValueError, LookupError) as error:
+            raise InputError(
+                f'suffix is {self.suffix!r}; expected a text in which {{scale}} is the only '
+                'placeholder, such as _x{scale}.'
+            ) from error
 
     def name(self, source: Path, scale: int) -> str:
         """Return the file name of the output for a picture."""
-        ending = f'.{self.ext.removeprefix(".")}' if self.ext else source.suffix
-        return f'{source.stem}{self.suffix.format(scale=scale)}{ending}'
+        extension = f'.{self.ext.removeprefix(".")}' if self.ext else source.suffix
+        return f'{source.stem}{self.suffix.format(scale=scale)}{extension}'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +56,7 @@ class Shard:
         """Parse a shard such as '0/4' ... '3/4'.
 
         Raises:
-          InputError: the text has another form.
+          InputError: If the text has another form.
         """
         index, _, count = text.partition('/')
         if not (index.isdecimal() and count.isdecimal() and int(index) < int(count)):
@@ -74,8 +84,8 @@ def plan(
       shard: share of the pictures to return.
 
     Raises:
-      InputError: there are no pictures, an input is not a picture, or outputs would overwrite each
-        other or an input.
+      InputError: If there are no pictures, an input is not a picture, or outputs would overwrite
+        each other or an input.
     """
     found = itertools.chain.from_iterable(_pictures(str(path)) for path in inputs)
     once = {source.resolve(): (source, home) for source, home in reversed([*found])}
@@ -84,26 +94,29 @@ def plan(
         raise InputError('no pictures given: name files or folders.')
     if output is None:
         if folder := next((path for path in inputs if not Path(path).is_file()), None):
-            raise InputError(f'{folder} is not one picture: say by output where its pictures go.')
+            raise InputError(
+                f'{folder} is not a single picture: use --output to name a folder for the outputs.'
+            )
         targets = [source.with_name(naming.name(source, scale)) for source, _ in sources]
-    elif output.suffix.lower() in read.ENDINGS and not output.is_dir():
+    elif output.suffix.lower() in EXTENSIONS and not output.is_dir():
         if len(sources) != 1:
             raise InputError(
-                f'{output} is one file, but there are {len(sources)} pictures: name a folder.'
+                f'the output {output} is a single file, but there are {len(sources)} pictures: '
+                'use --output to name a folder.'
             )
         targets = [output]
     else:
         if output.is_file() or (output.suffix and not output.is_dir()):
             raise InputError(
-                f'{output} is neither a folder nor does it end like a picture '
-                f'({", ".join(read.ENDINGS)}); make the folder first if it is to be one.'
+                f'the output {output} is not a folder and does not have the file extension of '
+                f'an image ({", ".join(EXTENSIONS)}). To use it as a folder, create it first.'
             )
         targets = [
             output / source.parent.relative_to(home) / naming.name(source, scale)
             for source, home in sources
         ]
     for target in targets:
-        check_ending(target, read.ENDINGS, 'a picture')
+        check_extension(target, EXTENSIONS, 'an image')
     items = [Item(source, target) for (source, _), target in zip(sources, targets, strict=True)]
     _check(items)
     return items[shard.index :: shard.count]
@@ -115,11 +128,14 @@ def _check(items: Sequence[Item]) -> None:
     for item in items:
         resolved = item.target.resolve()
         if resolved in taken:
-            raise InputError(f'{item.target} is an input and would be overwritten: choose another.')
+            raise InputError(
+                f'{item.target} is an input and would be overwritten: use --output or --suffix to '
+                'choose another output.'
+            )
         if resolved in owners:
             raise InputError(
-                f'{owners[resolved]} and {item.source} would both become {item.target}: give one '
-                'at a time.'
+                f'{owners[resolved]} and {item.source} would both be written to {item.target}: '
+                'upscale one of them at a time, or to different folders.'
             )
         owners[resolved] = item.source
 
@@ -130,19 +146,19 @@ def _pictures(given: str) -> list[tuple[Path, Path]]:
     if path.is_dir():
         files = [p for p in sorted(path.rglob('*')) if p.is_file()]
         seen = [p for p in files if not any(x.startswith('.') for x in p.relative_to(path).parts)]
-        found = [p for p in seen if p.suffix.lower() in read.ENDINGS]
+        found = [p for p in seen if p.suffix.lower() in EXTENSIONS]
         if not found:
-            raise InputError(f'{path}: no pictures ({", ".join(read.ENDINGS)}) in this folder.')
+            raise InputError(f'{path}: no pictures ({", ".join(EXTENSIONS)}) in this folder.')
         return [(p, path) for p in found]
     if path.exists():
-        check_ending(path, read.ENDINGS, 'a picture')
+        check_extension(path, EXTENSIONS, 'an image')
         return [(path, path.parent)]
     if glob.has_magic(given):
         names = glob.glob(given, recursive=True)  # noqa: PTH207 - absolute ones too
         matches = [Path(name) for name in sorted(names)]
-        found = [p for p in matches if p.is_file() and p.suffix.lower() in read.ENDINGS]
+        found = [p for p in matches if p.is_file() and p.suffix.lower() in EXTENSIONS]
         if not found:
-            raise InputError(f'{given}: no picture has such a name.')
+            raise InputError(f'{given}: no picture matches this pattern.')
         home = Path(*itertools.takewhile(lambda part: not glob.has_magic(part), path.parts))
         return [(p, home) for p in found]
     raise InputError(f'{path}: no such file or folder.')

@@ -4,6 +4,7 @@ An actor that dies is replaced, and its pictures are reassigned to other actors.
 checkpoints record what is done, so that a rerun of the job only processes what is missing.
 """
 
+import contextlib
 import dataclasses
 import json
 import logging
@@ -13,9 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from fmen_jax.errors import InputError, require
-from fmen_jax.files import sha256, write_text
-from fmen_jax.inference.jobs import Result, run
+from fmen_jax.files import check_utf8, sha256, write_text
+from fmen_jax.images.write import SaveOptions
+from fmen_jax.inference.jobs import JobResult, failed, run
 from fmen_jax.inference.planning import Item
+from fmen_jax.inference.settings import InferenceSettings
+from fmen_jax.inference.upscaler import Upscaler
+from fmen_jax.network import load
 
 _OTHER_TASKS = 4
 """Number of CPUs for Ray's own tasks besides the workers: reading, filtering, writing."""
@@ -24,22 +29,18 @@ _OTHER_TASKS = 4
 class _Worker:
     """Actor that upscales pictures in its own process, one at a time."""
 
-    def __init__(self, weights: str, settings: dict[str, Any], options: dict[str, Any]) -> None:
-        from fmen_jax.images.write import SaveOptions
-        from fmen_jax.inference.upscaler import Upscaler
-        from fmen_jax.network import load
-
-        self._upscaler = Upscaler(load(weights), **settings)
-        self._options = SaveOptions(**options)
+    def __init__(self, weights: str, settings: InferenceSettings, options: SaveOptions) -> None:
+        self._upscaler = Upscaler(load(weights), settings)
+        self._options = options
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         pairs = zip(batch['source'], batch['target'], strict=True)
         items = [Item(Path(s), Path(t)) for s, t in pairs]
-        results = [next(run([item], self._upscaler, options=self._options)) for item in items]
+        results = run(items, self._upscaler, options=self._options)
         return {
             'id': batch['id'],
             'target': batch['target'],
-            'result': [_to_json(result) for result in results],
+            'result': [_to_json(result) for result in results],  # a batch has one picture
         }
 
 
@@ -49,9 +50,9 @@ def run_on_ray(
     *,
     workers: int,
     job: Path,
-    settings: dict[str, Any] | None = None,
-    options: dict[str, Any] | None = None,
-) -> Iterator[Result]:
+    settings: InferenceSettings = InferenceSettings(),  # noqa: B008 - frozen
+    options: SaveOptions = SaveOptions(),  # noqa: B008 - frozen
+) -> Iterator[JobResult]:
     """Upscale pictures on the running Ray cluster, or on a new one started on this machine.
 
     Args:
@@ -60,11 +61,11 @@ def run_on_ray(
       workers: number of actors. Each takes one GPU if the cluster has one for every actor, else
         one CPU of Ray's count.
       job: folder for the checkpoints and results of the job, which a rerun uses.
-      settings: keyword arguments of `Upscaler`.
-      options: keyword arguments of `SaveOptions`.
+      settings: settings of each worker's upscaler.
+      options: options for writing the outputs.
 
     Raises:
-      InputError: Ray is not installed, the cluster is too small, or `job` belongs to a job with
+      InputError: If Ray is not installed, the cluster is too small, or `job` belongs to a job with
         other weights or settings.
     """
     require('ray', 'ray', 'upscaling on a cluster')
@@ -72,12 +73,11 @@ def run_on_ray(
     import ray.data
     from ray.data.checkpoint.interfaces import CheckpointConfig
 
-    made_with = [sha256(Path(weights)), settings or {}, options or {}]
+    made_with = [sha256(Path(weights)), dataclasses.asdict(settings), dataclasses.asdict(options)]
     _claim(job, made_with)
     job = job.resolve()
-    rows, done = _rows(items, _results(job))
-    for item in done:
-        yield Result(item, skipped=True)
+    rows, known = _rows(items, _results(job))
+    yield from known
     if not rows:
         return
     workers = min(workers, len(rows))
@@ -93,7 +93,7 @@ def run_on_ray(
             _Worker,
             batch_size=1,
             compute=ray.data.ActorPoolStrategy(size=workers),
-            fn_constructor_args=(str(Path(weights).resolve()), settings or {}, options or {}),
+            fn_constructor_args=(str(Path(weights).resolve()), settings, options),
             num_gpus=1 if gpus else None,
             num_cpus=None if gpus else 1,
         ).write_json(str(job / 'results'))
@@ -117,43 +117,53 @@ def _claim(job: Path, made_with: list[Any]) -> None:
 
 
 def _results(job: Path) -> list[dict[str, Any]]:
-    files = sorted((job / 'results').glob('*.json'))
-    lines = [line for path in files for line in path.read_text(encoding='utf-8').splitlines()]
-    return [json.loads(line) for line in lines]
+    found = []
+    for path in sorted((job / 'results').glob('*.json')):
+        for line in path.read_text(encoding='utf-8', errors='replace').splitlines():
+            # Ray was killed while writing the line; it will process that row again.
+            with contextlib.suppress(json.JSONDecodeError):
+                found.append(json.loads(line))
+    return found
 
 
 def _rows(
     items: Sequence[Item], results: Iterable[dict[str, Any]]
-) -> tuple[list[dict[str, Any]], list[Item]]:
-    """Return rows for the items that remain to be done, and the items that are already done.
+) -> tuple[list[dict[str, Any]], list[JobResult]]:
+    """Return rows for the items that remain to be done, and the results of the other items.
 
-    Ray's checkpoints identify a row by its id. The id changes when the input picture changes and
-    when the output failed or is missing, so that such items are processed again.
+    The others are done already, or their inputs cannot be read. Ray's checkpoints identify a row by
+    its id. The id changes when the input picture changes and when the output failed or is missing,
+    so that such items are processed again.
     """
     before: dict[str, list[dict[str, Any]]] = {}
     for result in results:
         before.setdefault(result['target'], []).append(result)
-    rows, done = [], []
+    rows: list[dict[str, Any]] = []
+    known: list[JobResult] = []
     for item in items:
-        target = str(item.target.resolve())
-        stat = item.source.stat()
+        source, target = str(item.source.resolve()), str(item.target.resolve())
+        try:
+            check_utf8(item.source)
+            check_utf8(item.target)
+            stat = item.source.stat()
+        except (InputError, OSError) as error:
+            known.append(failed(item, error))
+            continue
         version = f'{target} {stat.st_size} {stat.st_mtime_ns}'
         made = [r for r in before.get(target, ()) if r['id'].startswith(version)]
         if made and item.target.exists() and not json.loads(made[-1]['result'])['error']:
-            done.append(item)
-            continue
-        source = str(item.source.resolve())
-        rows.append(
-            {'id': f'{version} {len(made)}', 'source': source, 'target': target, 'item': item}
-        )
-    return rows, done
+            known.append(JobResult(item, skipped=True))
+        else:
+            row_id = f'{version} {len(made)}'
+            rows.append({'id': row_id, 'source': source, 'target': target, 'item': item})
+    return rows, known
 
 
 def _connect(workers: int) -> None:
     """Connect to a running cluster, or start one on this machine.
 
     Raises:
-      InputError: the cluster is too small for all the workers, so that Ray would wait forever.
+      InputError: If the cluster is too small for all the workers, so that Ray would wait forever.
     """
     import ray
 
@@ -200,12 +210,12 @@ def _source(rows: list[dict[str, Any]]) -> Any:
     return ItemRows()
 
 
-def _to_json(result: Result) -> str:
+def _to_json(result: JobResult) -> str:
     fields = dataclasses.asdict(result)
     del fields['item']
     return json.dumps(fields)
 
 
-def _of_json(text: str, item: Item) -> Result:
+def _of_json(text: str, item: Item) -> JobResult:
     fields = json.loads(text)
-    return Result(item, tuple(fields['size']), tuple(fields['new_size']), fields['error'])
+    return JobResult(item, tuple(fields['size']), tuple(fields['new_size']), fields['error'])

@@ -7,7 +7,7 @@ that all tiles of all images have the same shape.
 """
 
 import dataclasses
-import itertools
+import math
 
 from fmen_jax.errors import InputError
 
@@ -30,15 +30,15 @@ def spans(length: int, tile: int, halo: int) -> list[Span]:
     An axis that is not longer than `tile` has a single window.
 
     Raises:
-      InputError: the tile is all halo.
+      InputError: If the tile consists of its halo alone.
     """
     if length <= tile:
         return [Span(0, length, 0, length)]
     if tile <= 2 * halo:
         raise InputError(
-            f'a tile of {tile} LR pixels is all halo: it needs {halo} around what is kept, so '
-            f'choose {2 * halo + 1} or more, 0 for the whole image, or a smaller tile-pad, which '
-            'is not exact.'
+            f'a tile of {tile} LR pixels consists of its halo alone, which is {halo} LR pixels on '
+            f'each side: choose a tile of {2 * halo + 1} or more, 0 for the whole image, or a '
+            'smaller tile-pad, with which the result is not exact.'
         )
     found: list[Span] = []
     first = 0
@@ -79,19 +79,31 @@ def grid(height: int, width: int, tile: int, halo: int) -> Grid:
     return Grid(spans(height, tile, halo), spans(width, tile, halo))
 
 
-def largest_grid(height: int, width: int, pixels: int, halo: int) -> Grid:
-    """Return the grid with the least overhead whose windows have at most `pixels` LR pixels.
+@dataclasses.dataclass(frozen=True)
+class Limits:
+    """Numbers of LR pixels for which the memory suffices."""
+
+    window: int
+    """Height times width of a window."""
+    band: int
+    """Height of a window times the width of the image."""
+
+
+def largest_grid(height: int, width: int, limits: Limits, halo: int) -> Grid:
+    """Return the grid with the least overhead whose windows are within the limits.
 
     This is the whole image if it fits. Otherwise the candidates are windows of full rows and
-    square windows, as far as they are larger than their halo.
+    square windows, as far as they are larger than their halo. If the smallest windows that their
+    halo allows are too large as well, these are used.
     """
-    if height * width <= pixels:
+    if height * width <= min(limits.window, limits.band):
         return grid(height, width, 0, halo)
     least = 2 * halo + 1
-    candidates = [
-        Grid(spans(height, rows, halo), spans(width, columns, halo))
-        for rows, columns in itertools.chain([(pixels // width, width)], [(int(pixels**0.5),) * 2])
-        if (rows >= least or rows >= height) and (columns >= least or columns >= width)
-    ]
-    # If no candidate fits into memory, use the smallest possible tile.
+    highest = max(limits.band // width, least)
+    candidates = []
+    for rows in (limits.window // width, math.isqrt(limits.window)):
+        rows = min(rows, highest)
+        columns = min(limits.window // max(rows, 1), width)
+        if (rows >= least or rows >= height) and (columns >= least or columns >= width):
+            candidates.append(Grid(spans(height, rows, halo), spans(width, columns, halo)))
     return min(candidates, key=lambda g: g.overhead, default=grid(height, width, least, halo))

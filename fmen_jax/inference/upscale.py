@@ -1,4 +1,4 @@
-"""Upscale one picture with a network."""
+"""Upscale one image with a network."""
 
 import functools
 from pathlib import Path
@@ -7,28 +7,30 @@ from typing import Any
 import numpy as np
 
 from fmen_jax.images.read import open_picture
+from fmen_jax.inference.settings import InferenceSettings
 from fmen_jax.inference.upscaler import Upscaler
 from fmen_jax.network import Network
 
 
 def upscale(network: Network, image: np.ndarray | str | Path, **settings: Any) -> np.ndarray:
-    """Upscale a picture and return it in its own dtype; large pictures are processed in tiles.
+    """Upscale an image and return it in its own dtype; large images are processed in tiles.
 
     The engine is cached for later calls with the same network and settings.
 
     Args:
       network: the network to upscale with, such as `fmen_jax.load('fmen_s_x4')`.
       image: array [H, W] or [H, W, C] with 1 to 4 channels, uint8, uint16 or float32 in 0..1; or
-        the path of a picture file.
-      settings: keyword arguments of `Upscaler`: engine, tile, self_ensemble, ...
+        the path of an image file.
+      settings: fields of `InferenceSettings`: engine, dtype, tile, tile_pad, batch, self_ensemble.
 
     Returns:
       Array [scale H, scale W] or [scale H, scale W, C] of the same dtype.
 
     Raises:
-      InputError: the array is of an unsupported shape or dtype, or the file does not exist.
+      InputError: If a setting is out of its range, the array is of an unsupported shape or dtype,
+        or the file cannot be read.
     """
-    upscaler = _upscaler(network, tuple(sorted(settings.items())))
+    upscaler = _upscaler(network, InferenceSettings(**settings))
     if isinstance(image, str | Path):
         rows = open_picture(Path(image)).rows
         return upscaler(rows.read(0, rows.height))
@@ -38,5 +40,5 @@ def upscale(network: Network, image: np.ndarray | str | Path, **settings: Any) -
 
 
 @functools.lru_cache(maxsize=2)  # small, because an engine holds compiled programs
-def _upscaler(network: Network, settings: tuple[tuple[str, Any], ...]) -> Upscaler:
-    return Upscaler(network, **dict(settings))
+def _upscaler(network: Network, settings: InferenceSettings) -> Upscaler:
+    return Upscaler(network, settings)

@@ -10,8 +10,7 @@ import jax.numpy as jnp
 from flax.linen import Module
 from jax.extend.core import jaxprs_in_params
 
-from fmen_jax.models.fmen import FMENConfig
-from fmen_jax.models.zoo import Config
+from fmen_jax.models.protocol import NetworkConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,14 +46,14 @@ def count_cost(module: Module, height: int, width: int, colors: int = 3) -> Cost
     return Cost(count, sum(adds), sum(outputs), len(outputs), rectified)
 
 
-def ntire_flops(config: Config, cost: Cost) -> int:
+def ntire_flops(config: NetworkConfig, cost: Cost) -> int:
     """Return the number of FLOPs as counted by NTIRE 2022.
 
     This is the number of multiply-adds of convolutions without bias, plus one for each element of a
     ReLU or LeakyReLU that the published code registers as a module. The published code of FMEN
     calls them as functions, so they are not counted for FMEN.
     """
-    return cost.multiply_adds + (0 if isinstance(config, FMENConfig) else cost.rectified)
+    return cost.multiply_adds + (cost.rectified if config.registers_activations else 0)
 
 
 def _equations(jaxpr: Any) -> Iterator[Any]:

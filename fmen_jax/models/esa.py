@@ -47,9 +47,9 @@ class ESA(nn.Module):
     def __call__(self, x: Array) -> Array:
         if min(x.shape[1:3]) < MIN_SIZE:
             raise InputError(
-                f'the image is {x.shape[2]}x{x.shape[1]} pixels; E-RFDN and RLFN need {MIN_SIZE} '
-                'or more in width and height: enlarge its canvas, or take an FMEN, which runs at '
-                'any size.'
+                f'the image is {x.shape[2]}x{x.shape[1]} pixels; networks with enhanced spatial '
+                f'attention, such as E-RFDN and RLFN, need {MIN_SIZE} or more in width and height: '
+                'enlarge its canvas, or choose an FMEN, which runs at any size.'
             )
         c1 = self.conv1(x)
         c3 = nn.max_pool(self.conv2(c1), (7, 7), strides=(3, 3))

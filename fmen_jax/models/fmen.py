@@ -6,7 +6,7 @@ converted by a general rule.
 """
 
 import dataclasses
-from typing import Literal
+from typing import ClassVar, Literal, Self
 
 import flax.linen as nn
 import jax
@@ -15,11 +15,14 @@ from jax import Array
 
 from fmen_jax.errors import InputError
 from fmen_jax.images.pixel_shuffle import pixel_shuffle
-from fmen_jax.models.layers import BatchNorm, Conv, Graph, conv, leaky_relu, pad_border
-from fmen_jax.models.reparam import collapse
+from fmen_jax.models.layers import BatchNorm, Conv, Graph, Params, conv, leaky_relu, pad_border
+from fmen_jax.models.protocol import NetworkConfig, OnnxGraph, Shapes
+from fmen_jax.models.recognition import common_size, count_blocks, scale_of
+from fmen_jax.models.reparam import collapse, fold
 from fmen_jax.models.tpu_layout import pack, rows_of, tail_of_rows
 
 SLOPE = 0.1
+"""Negative slope of the LeakyReLUs."""
 
 Shuffle = Literal['image', 'rows', 'none']
 """Form of the output. 'image' is the image [N, s H, s W, C]. 'rows' has the same values as
@@ -28,7 +31,7 @@ of the pixel shuffle."""
 
 
 @dataclasses.dataclass(frozen=True)
-class FMENConfig:
+class FMENConfig(NetworkConfig):
     """Hyper-parameters of an FMEN; the defaults are those of FMEN-S, the network of NTIRE 2022."""
 
     scale: int = 4
@@ -47,6 +50,20 @@ class FMENConfig:
     """Channel expansion factor of the RRRBs in attention blocks; the deploy graph has none."""
     n_colors: int = 3
     """Number of channels of the image."""
+
+    key_styles: ClassVar = {
+        'github': {},  # NJU-Jet/FMEN
+        'ntire2022': {'ERBs': 'basic_blocks', 'HFABs': 'hfabs'},  # ofsoundof/NTIRE2022_ESR
+    }
+    key_order: ClassVar = (
+        *('head', 'warmup', 'ERBs', 'HFABs', 'lr_conv', 'tail'),
+        *('bn1', 'bn2', 'bn3', 'squeeze', 'convs', 'excitate'),
+        *('conv1', 'conv2', 'expand_conv', 'fea_conv', 'reduce_conv', 'rep_conv'),
+    )
+    example_keys: ClassVar = 'head.weight, warmup.1.squeeze.bias, tail.0.weight'
+    train_only: ClassVar = frozenset({'backbone_expand_ratio', 'attention_expand_ratio'})
+    supports_onnx: ClassVar = True
+    registers_activations: ClassVar = False  # the published code calls them as functions
 
     def __post_init__(self) -> None:
         object.__setattr__(self, 'up_blocks', tuple(self.up_blocks))
@@ -89,9 +106,81 @@ class FMENConfig:
             raise InputError('the expanded graph is not computed on packed pixels: use collapsed.')
         return FMEN(self, graph, packed, shuffle)
 
+    def build_for_training(self, graph: Graph, packed: int) -> 'FMEN':
+        """Return the network without its pixel shuffle, on packed pixels."""
+        return self.build(graph, packed=packed, shuffle='none')
+
+    def build_for_tpu(self, width: int) -> 'FMEN':
+        """Return the deploy graph with packed pixels if the width is even, and rows as output."""
+        return self.build('deploy', packed=2 if width % 2 == 0 else 1, shuffle='rows')
+
+    @classmethod
+    def recognize(cls, shapes: Shapes) -> tuple[Self, Graph] | None:
+        """Return the configuration and graph of a state dict; None if it is of another network.
+
+        The deploy graph neither shows nor needs the expand ratios, so they are set to their
+        defaults.
+        """
+        train = any('.bn1.' in key or '.expand_conv.' in key for key in shapes)
+        n_feats = common_size(shapes, r'(head|lr_conv|warmup\.0|HFABs\.\d+\.excitate)\.bias')
+        n_colors = common_size(shapes, r'head\.weight', 1) or cls.n_colors
+        inside = r'(squeeze\.bias|bn2\.bias|convs.*\.rep_conv\.bias)'
+        warmup = common_size(shapes, rf'warmup\.1\.{inside}')
+        mid_feats = common_size(shapes, rf'HFABs\.\d+\.{inside}') or (warmup and warmup + 4)
+        scale = scale_of(shapes, 'tail.0', n_colors)
+        if not (n_feats and mid_feats and scale):
+            return None
+        blocks = max(count_blocks(shapes, 'ERBs.'), count_blocks(shapes, 'HFABs.'))
+        attention = ['warmup.1', *(f'HFABs.{i}' for i in range(blocks))]
+        config = cls(
+            scale=scale,
+            n_feats=n_feats,
+            mid_feats=mid_feats,
+            down_blocks=blocks,
+            up_blocks=tuple(count_blocks(shapes, f'{name}.convs.') for name in attention),
+            backbone_expand_ratio=_expand_ratio(shapes, r'ERBs\.\d+') or cls.backbone_expand_ratio,
+            attention_expand_ratio=_expand_ratio(shapes, r'(warmup\.1|HFABs\.\d+)\.convs\.\d+')
+            or cls.attention_expand_ratio,
+            n_colors=n_colors,
+        )
+        return config, 'collapsed' if train else 'deploy'
+
+    def fold(self, variables: Params) -> Params:
+        """Return the deploy variables, see `reparam.fold`."""
+        return fold(variables)
+
+    def add_onnx_nodes(self, graph: OnnxGraph) -> None:
+        """Add the nodes of the deploy graph, from the input `lr` to the output `sr`."""
+
+        def erb(x: str, key: str) -> str:
+            y = graph.add('LeakyRelu', graph.conv(x, f'{key}.conv1.rep_conv'), alpha=SLOPE)
+            return graph.conv(y, f'{key}.conv2.rep_conv')
+
+        def hfab(x: str, key: str, blocks: int) -> str:
+            y = graph.add('LeakyRelu', graph.conv(x, f'{key}.squeeze'), alpha=SLOPE)
+            for i in range(blocks):
+                y = erb(y, f'{key}.convs.{i}')
+            y = graph.conv(graph.add('LeakyRelu', y, alpha=SLOPE), f'{key}.excitate')
+            return graph.add('Mul', graph.add('Sigmoid', y), x)
+
+        x = graph.conv('lr', 'head')
+        h = hfab(graph.conv(x, 'warmup.0'), 'warmup.1', self.up_blocks[0])
+        for i, blocks in enumerate(self.up_blocks[1:]):
+            h = hfab(erb(h, f'ERBs.{i}'), f'HFABs.{i}', blocks)
+        h = graph.conv(graph.add('Add', graph.conv(h, 'lr_conv'), x), 'tail.0')
+        graph.add('DepthToSpace', h, name='sr', blocksize=self.scale, mode='CRD')
+
+
+def _expand_ratio(shapes: Shapes, blocks: str) -> int | None:
+    """Return outputs / inputs of the expand convolutions of a train graph; None if it has none."""
+    wide, narrow = (
+        common_size(shapes, rf'{blocks}\.conv\d\.expand_conv\.weight', axis) for axis in (0, 1)
+    )
+    return wide // narrow if wide and narrow else None
+
 
 class RRRB(nn.Module):
-    """Re-parameterised residual-in-residual block, linear (paper, fig. 3).
+    """Re-parameterized residual-in-residual block, linear (paper, fig. 3).
 
         x --+-- expand 1x1 --+-- 3x3 --+-- reduce 1x1 --+-- y
             |                +---------+                |
@@ -176,12 +265,12 @@ class HFAB(nn.Module):
 
     def __call__(self, x: Array, *, train: bool) -> Array:
         folded = self.graph == 'deploy'
-        y = self.squeeze(x) if folded else self.squeeze(*self.bn1(x, train=train, centred=True))
+        y = self.squeeze(x) if folded else self.squeeze(*self.bn1(x, train=train, centered=True))
         y = leaky_relu(y, SLOPE)
         for erb in self.convs:
             y = erb(y)
         y = leaky_relu(y, SLOPE)
-        y = self.excitate(y) if folded else self.excitate(*self.bn2(y, train=train, centred=True))
+        y = self.excitate(y) if folded else self.excitate(*self.bn2(y, train=train, centered=True))
         attention = jax.nn.sigmoid(y if folded else self.bn3(y, train=train)[0])
         self.sow('intermediates', 'attention', attention)
         return attention * x
@@ -219,7 +308,7 @@ class FMEN(nn.Module):
     def __call__(self, x: Array, *, train: bool = False) -> Array:
         """Upscale [N, H, W, n_colors] in 0..255 to [N, scale H, scale W, n_colors], not clamped.
 
-        If `train` is true, the batch norms of the train graph normalise with the statistics of the
+        If `train` is true, the batch norms of the train graph normalize with the statistics of the
         batch and update the running statistics; this requires `mutable=['batch_stats']` in `apply`.
         The deploy graph has no batch norms and ignores `train`. With `shuffle` other than 'image',
         the output has the form given in `Shuffle`.
@@ -230,7 +319,7 @@ class FMEN(nn.Module):
         n, height, width, colors = x.shape
         if colors != self.config.n_colors:
             raise InputError(
-                f'x has {colors} colours; expected {self.config.n_colors}, as n_colors.'
+                f'x has {colors} channels; expected {self.config.n_colors} (n_colors).'
             )
         x = self.head(pack(x, self.packed))
         h = self.warmup[1](self.warmup[0](x), train=train)

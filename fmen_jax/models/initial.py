@@ -9,12 +9,13 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
+from fmen_jax.errors import InputError
 from fmen_jax.images.bicubic import cubic_kernel
-from fmen_jax.models.fmen import FMENConfig
 from fmen_jax.models.layers import Graph, Params
+from fmen_jax.models.protocol import NetworkConfig
 
 Start = Literal['pytorch', 'bicubic']
-"""Initialisation scheme. 'pytorch' draws weights and biases of convolutions uniformly from
+"""Initialization scheme. 'pytorch' draws weights and biases of convolutions uniformly from
 +-1/sqrt(fan_in), as published. 'bicubic' does the same, but sets head and tail so that these two
 alone compute the bicubic upscale; training then starts at the PSNR of bicubic upscaling instead of
 that of a black image."""
@@ -26,15 +27,28 @@ _MEAN = 127.5
 
 
 def initial_variables(
-    config: FMENConfig, graph: Graph, *, seed: int = 0, start: Start = 'pytorch'
+    config: NetworkConfig, graph: Graph, *, seed: int = 0, start: Start = 'pytorch'
 ) -> Params:
     """Return the initial `params` and `batch_stats` of a network as float32 NumPy arrays.
 
     The same seed gives the same values.
+
+    Raises:
+      InputError: If the graph is 'collapsed' and would train with statistics that no batch has set.
     """
-    image = jax.ShapeDtypeStruct((1, 1, 1, config.n_colors), np.float32)
+    if graph == 'collapsed' and config.freezes_statistics:
+        raise InputError(
+            f'the linear block of {config} has batch norms, whose statistics the collapsed graph '
+            "does not change: train graph='expanded' first, and start the collapsed graph from its "
+            'train_weights.safetensors with init_from.'
+        )
+    size = config.min_size
+    image = jax.ShapeDtypeStruct((1, size, size, config.n_colors), np.float32)
     shapes = jax.eval_shape(config.build(graph).init, jax.random.key(0), image)
-    variables = _draw(shapes, np.random.Generator(np.random.Philox(seed)))
+    generator = np.random.Generator(np.random.Philox(seed))
+    variables = draw(shapes, generator)
+    if graph != 'deploy':
+        variables['params'] = config.initialize(variables['params'], generator)
     if start == 'bicubic':
         _make_bicubic(variables['params'], config)
     return variables
@@ -64,12 +78,16 @@ def resized_tail(tail: Params, before: int, after: int) -> Params:
     return {name: resized(value) for name, value in tail.items()}
 
 
-def _draw(shapes: Any, generator: np.random.Generator) -> Params:
+def draw(shapes: Any, generator: np.random.Generator) -> Params:
+    """Return variables of the given shapes in PyTorch's default distribution.
+
+    A dict with a `kernel` is a convolution; `scale` and `var` are 1, and everything else is 0.
+    """
     drawn: Params = {}
     for name in sorted(shapes):
         shape = shapes[name]
         if isinstance(shape, dict):
-            drawn[name] = _draw(shape, generator)
+            drawn[name] = draw(shape, generator)
         elif 'kernel' in shapes:
             bound = float(np.prod(shapes['kernel'].shape[:3])) ** -0.5
             drawn[name] = generator.uniform(-bound, bound, shape.shape).astype(shape.dtype)
@@ -79,7 +97,7 @@ def _draw(shapes: Any, generator: np.random.Generator) -> Params:
     return drawn
 
 
-def _make_bicubic(params: Params, config: FMENConfig) -> None:
+def _make_bicubic(params: Params, config: NetworkConfig) -> None:
     """Set the tail in place so that tail(head(x)) is the bicubic upscale of x.
 
     Two 3x3 convolutions cover 5x5 pixels, of which bicubic interpolation uses 4x4. With at least 27
@@ -89,7 +107,7 @@ def _make_bicubic(params: Params, config: FMENConfig) -> None:
     head, scale, colors = params['head'], config.scale, config.n_colors
     head['bias'] = -_MEAN * head['kernel'].sum((0, 1, 2))  # subtracts the mean of an image
     params['warmup_0']['kernel'] = params['warmup_0']['kernel'] * np.float32(_TRUNK_GAIN)
-    seen = np.zeros((5, 5, colors, 3, 3, config.n_feats))
+    seen = np.zeros((5, 5, colors, 3, 3, head['kernel'].shape[3]))
     for y in range(3):
         for x in range(3):
             seen[y : y + 3, x : x + 3, :, y, x] = head['kernel']
@@ -99,6 +117,6 @@ def _make_bicubic(params: Params, config: FMENConfig) -> None:
     wanted = np.einsum('iy,jx,cd->yxcdij', taps, taps, np.eye(colors))
     inputs, outputs = 25 * colors, colors * scale**2
     kernel = np.linalg.lstsq(seen.reshape(inputs, -1), wanted.reshape(inputs, outputs))[0]
-    kernel = kernel.reshape(3, 3, config.n_feats, outputs)
+    kernel = kernel.reshape(3, 3, -1, outputs)
     bias = -np.einsum('yxfo,f->o', kernel, head['bias'])
     params['tail_0'] = {'kernel': np.float32(kernel), 'bias': np.float32(bias)}

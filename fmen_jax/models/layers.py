@@ -15,7 +15,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from fmen_jax.errors import InputError
 from fmen_jax.models.tpu_layout import Params, pack_kernel
-from fmen_jax.runtime import onednn
+from fmen_jax.runtime import onednn, onednn_calls
 
 Graph = Literal['expanded', 'collapsed', 'deploy']
 """How the network is computed. 'expanded' and 'collapsed' are two forms of the train graph with the
@@ -23,7 +23,7 @@ same variables and results: 'expanded' computes each RRRB as three convolutions,
 it into one convolution during the forward pass, at about the cost of 'deploy'. 'deploy' is the
 folded network, which has different variables (`reparam.fold`)."""
 
-KEPT = 'kept'
+SAVED = 'saved_for_backward'
 """Checkpoint name of the intermediate results worth storing for the backward pass: convolutions and
 batch statistics. All others can be recomputed from these at the cost of reading them
 (`StepConfig.remat`)."""
@@ -70,7 +70,7 @@ def conv(
         params = pack_kernel(params, packed)
     kernel, bias = params['kernel'], params['bias']
     if onednn.enabled_for(x, kernel, padding=padding, stride=stride):
-        return checkpoint_name(onednn.conv(x, kernel, bias), KEPT)
+        return checkpoint_name(onednn_calls.conv(x, kernel, bias), SAVED)
     y = lax.conv_general_dilated(
         x,
         kernel.astype(x.dtype),
@@ -82,7 +82,7 @@ def conv(
     # stops growing.
     wide = jnp.promote_types(x.dtype, jnp.float32)
     y = (y.astype(wide) + bias.astype(wide).reshape(1, 1, 1, -1)).astype(x.dtype)
-    return checkpoint_name(y, KEPT)
+    return checkpoint_name(y, SAVED)
 
 
 class Conv(nn.Module):
@@ -125,7 +125,7 @@ class Conv(nn.Module):
 class BatchNorm(nn.Module):
     """Batch norm as PyTorch's BatchNorm2d: new running = 0.9 old + 0.1 batch, eps 1e-5.
 
-    The batch variance is biased when used to normalise and unbiased when used to update the running
+    The batch variance is biased when used to normalize and unbiased when used to update the running
     variance. Statistics are computed in float32 or wider.
     """
 
@@ -145,14 +145,14 @@ class BatchNorm(nn.Module):
             stats, 'num_batches_tracked', jnp.zeros, (), jnp.int32
         )
 
-    def __call__(self, x: Array, *, train: bool, centred: bool = False) -> tuple[Array, Array]:
-        """Normalise [N, H, W, C] with the running statistics, or those of the batch in training.
+    def __call__(self, x: Array, *, train: bool, centered: bool = False) -> tuple[Array, Array]:
+        """Normalize [N, H, W, C] with the running statistics, or those of the batch in training.
 
         Training also updates the running statistics.
 
         Returns the result and the border value [C], which is the output for a zero input under the
         *running* statistics (in training after their update, and treated as constants in the
-        gradient). FMEN pads with this value before the next convolution. If `centred` is true, the
+        gradient). FMEN pads with this value before the next convolution. If `centered` is true, the
         border value is subtracted from the result, so that the padding is zero.
 
         Raises:
@@ -171,7 +171,7 @@ class BatchNorm(nn.Module):
         gain, shift = self._affine(mean, var)
         running = lax.stop_gradient((self.mean.value, self.var.value))
         border = self._affine(*(value.astype(dtype) for value in running))[1]
-        shift = shift - border if centred else shift
+        shift = shift - border if centered else shift
         gain, shift = (jnp.tile(value, self.packed).reshape(1, 1, 1, -1) for value in (gain, shift))
         return (wide * gain + shift).astype(x.dtype), border
 
@@ -184,7 +184,7 @@ class BatchNorm(nn.Module):
         pivot = lax.stop_gradient(self.mean.value).astype(x.dtype)
         away = x - jnp.tile(pivot, self.packed).reshape(1, 1, 1, -1)
         sums = jnp.stack([away.mean((0, 1, 2)), jnp.square(away).mean((0, 1, 2))])
-        first, second = checkpoint_name(sums.reshape(2, -1, self.features).mean(1), KEPT)
+        first, second = checkpoint_name(sums.reshape(2, -1, self.features).mean(1), SAVED)
         return pivot + first, jnp.maximum(second - jnp.square(first), 0)
 
     def _affine(self, mean: Array, var: Array) -> tuple[Array, Array]:

@@ -1,4 +1,4 @@
-"""Structural re-parameterisation: fold the wide train graph into 3x3 convolutions for inference.
+"""Structural re-parameterization: fold the wide train graph into 3x3 convolutions for inference.
 
 The functions are pure, map dict to dict, and are jittable and differentiable (FMEN, section 3.3).
 `collapse` folds one RRRB into one convolution and is also used in training; `fold` converts the
@@ -18,7 +18,7 @@ _einsum = partial(jnp.einsum, precision='highest')
 
 
 def _with_identity(kernel: Array) -> Array:
-    """Add a skip connection to a 3x3 convolution c -> c: add the identity to the centre tap."""
+    """Add a skip connection to a 3x3 convolution c -> c: add the identity to the center tap."""
     return jnp.asarray(kernel).at[1, 1].add(jnp.eye(kernel.shape[2], dtype=kernel.dtype))
 
 
@@ -43,13 +43,13 @@ def collapse(rrrb: Params) -> Params:
     }
 
 
-def _affine(norm: Params, stats: Params, epsilon: float) -> tuple[Array, Array]:
+def affine(norm: Params, stats: Params, epsilon: float) -> tuple[Array, Array]:
     """Return a batch norm in eval mode as (gain, shift), each [C]."""
     gain = norm['scale'] * lax.rsqrt(stats['var'] + epsilon)
     return gain, norm['bias'] - stats['mean'] * gain
 
 
-def _fold_before(conv: Params, gain: Array, shift: Array) -> Params:
+def fold_before(conv: Params, gain: Array, shift: Array) -> Params:
     """Fold batch norm, padding with `shift` and VALID convolution into one zero-padded conv."""
     return {
         'kernel': conv['kernel'] * gain.reshape(1, 1, -1, 1),
@@ -57,7 +57,7 @@ def _fold_before(conv: Params, gain: Array, shift: Array) -> Params:
     }
 
 
-def _fold_after(conv: Params, gain: Array, shift: Array) -> Params:
+def fold_after(conv: Params, gain: Array, shift: Array) -> Params:
     """Fold a convolution and the batch norm after it into one convolution."""
     return {
         'kernel': conv['kernel'] * gain.reshape(1, 1, 1, -1),
@@ -70,10 +70,10 @@ def _fold_erb(erb: Params) -> Params:
 
 
 def _fold_hfab(hfab: Params, stats: Params, epsilon: float) -> Params:
-    bn1, bn2, bn3 = (_affine(hfab[n], stats[n], epsilon) for n in ('bn1', 'bn2', 'bn3'))
+    bn1, bn2, bn3 = (affine(hfab[n], stats[n], epsilon) for n in ('bn1', 'bn2', 'bn3'))
     folded: Params = {n: _fold_erb(erb) for n, erb in hfab.items() if n.startswith('convs_')}
-    folded['squeeze'] = _fold_before(hfab['squeeze'], *bn1)
-    folded['excitate'] = _fold_after(_fold_before(hfab['excitate'], *bn2), *bn3)
+    folded['squeeze'] = fold_before(hfab['squeeze'], *bn1)
+    folded['excitate'] = fold_after(fold_before(hfab['excitate'], *bn2), *bn3)
     return folded
 
 

@@ -6,18 +6,22 @@ checkpoint.
 """
 
 import dataclasses
+import re
+from typing import ClassVar, Self
 
 import flax.linen as nn
 import jax.numpy as jnp
 from jax import Array
 
 from fmen_jax.images.pixel_shuffle import pixel_shuffle
-from fmen_jax.models.esa import ESA, SLOPE
+from fmen_jax.models.esa import ESA, MIN_SIZE, SLOPE
 from fmen_jax.models.layers import Conv, Graph, leaky_relu
+from fmen_jax.models.protocol import NetworkConfig, Shapes
+from fmen_jax.models.recognition import common_size, count_blocks, scale_of
 
 
 @dataclasses.dataclass(frozen=True)
-class RFDNConfig:
+class RFDNConfig(NetworkConfig):
     """Hyper-parameters of an RFDN; the defaults are those of E-RFDN."""
 
     scale: int = 4
@@ -30,13 +34,31 @@ class RFDNConfig:
     n_colors: int = 3
     """Number of channels of the image."""
 
-    receptive_radius = None
-    """None, because the attention depends on the whole image."""
+    key_styles: ClassVar = {'ntire2022': {}}  # ofsoundof/NTIRE2022_ESR
+    key_order: ClassVar = (
+        *('fea_conv', 'B', 'c', 'LR_conv', 'upsampler'),
+        *('c1_d', 'c1_r', 'c2_d', 'c2_r', 'c3_d', 'c3_r', 'c4', 'c5', 'esa'),
+        *('conv1', 'conv_f', 'conv_max', 'conv2', 'conv3', 'conv3_', 'conv4'),
+    )
+    example_keys: ClassVar = 'fea_conv.weight, B1.c1_d.weight, upsampler.0.weight'
+    min_size: ClassVar = MIN_SIZE
 
     def build(self, graph: Graph = 'deploy') -> 'RFDN':
         """Return the network as a Flax module. It has only one graph; `graph` is ignored."""
         del graph
         return RFDN(self)
+
+    @classmethod
+    def recognize(cls, shapes: Shapes) -> tuple[Self, Graph] | None:
+        """Return the configuration and graph of a state dict; None if it is of another network."""
+        if not any(re.match(r'B\d+\.c\d_d\.', key) for key in shapes):
+            return None
+        n_feats = common_size(shapes, r'(fea_conv|LR_conv|B\d+\.c5)\.bias')
+        n_colors = common_size(shapes, r'fea_conv\.weight', 1) or cls.n_colors
+        scale = scale_of(shapes, 'upsampler.0', n_colors)
+        if not (n_feats and scale):
+            return None
+        return cls(scale, n_feats, count_blocks(shapes, 'B', start=1), n_colors), 'deploy'
 
 
 class RFDB(nn.Module):
@@ -59,12 +81,12 @@ class RFDB(nn.Module):
         self.esa = ESA(n, n // 4, short=False)
 
     def __call__(self, x: Array) -> Array:
-        kept = []
+        distilled = []
         for step in (1, 2, 3):
-            kept.append(leaky_relu(getattr(self, f'c{step}_d')(x), SLOPE))
+            distilled.append(leaky_relu(getattr(self, f'c{step}_d')(x), SLOPE))
             x = leaky_relu(getattr(self, f'c{step}_r')(x) + x, SLOPE)
-        kept.append(leaky_relu(self.c4(x), SLOPE))
-        return self.esa(self.c5(jnp.concatenate(kept, axis=-1)))
+        distilled.append(leaky_relu(self.c4(x), SLOPE))
+        return self.esa(self.c5(jnp.concatenate(distilled, axis=-1)))
 
 
 class RFDN(nn.Module):

@@ -6,17 +6,21 @@ checkpoint.
 """
 
 import dataclasses
+import re
+from typing import ClassVar, Self
 
 import flax.linen as nn
 from jax import Array
 
 from fmen_jax.images.pixel_shuffle import pixel_shuffle
-from fmen_jax.models.esa import ESA, SLOPE
+from fmen_jax.models.esa import ESA, MIN_SIZE, SLOPE
 from fmen_jax.models.layers import Conv, Graph, leaky_relu
+from fmen_jax.models.protocol import NetworkConfig, Shapes
+from fmen_jax.models.recognition import common_size, count_blocks, scale_of
 
 
 @dataclasses.dataclass(frozen=True)
-class RLFNConfig:
+class RLFNConfig(NetworkConfig):
     """Hyper-parameters of an RLFN; the defaults are those of the challenge."""
 
     scale: int = 4
@@ -32,13 +36,39 @@ class RLFNConfig:
     n_colors: int = 3
     """Number of channels of the image."""
 
-    receptive_radius = None
-    """None, because the attention depends on the whole image."""
+    key_styles: ClassVar = {'ntire2022': {}}  # ofsoundof/NTIRE2022_ESR
+    key_order: ClassVar = (
+        *('fea_conv', 'B', 'LR_conv', 'upsampler'),
+        *('c1_r', 'c2_r', 'c3_r', 'c5', 'esa'),
+        *('conv1', 'conv_f', 'conv2', 'conv3', 'conv4'),
+    )
+    example_keys: ClassVar = 'fea_conv.weight, B1.c1_r.weight, upsampler.0.weight'
+    min_size: ClassVar = MIN_SIZE
 
     def build(self, graph: Graph = 'deploy') -> 'RLFN':
         """Return the network as a Flax module. It has only one graph; `graph` is ignored."""
         del graph
         return RLFN(self)
+
+    @classmethod
+    def recognize(cls, shapes: Shapes) -> tuple[Self, Graph] | None:
+        """Return the configuration and graph of a state dict; None if it is of another network."""
+        if any(re.match(r'B\d+\.c\d_d\.', key) for key in shapes):
+            return None  # distillation: E-RFDN
+        n_feats = common_size(shapes, r'(fea_conv|LR_conv|B\d+\.c5)\.bias')
+        n_colors = common_size(shapes, r'fea_conv\.weight', 1) or cls.n_colors
+        scale = scale_of(shapes, 'upsampler.0', n_colors)
+        if not (n_feats and scale):
+            return None
+        config = cls(
+            scale=scale,
+            n_feats=n_feats,
+            mid_feats=common_size(shapes, r'B\d+\.c[12]_r\.bias') or cls.mid_feats,
+            attention_feats=common_size(shapes, r'B\d+\.esa\.conv_f\.bias') or cls.attention_feats,
+            blocks=count_blocks(shapes, 'B', start=1),
+            n_colors=n_colors,
+        )
+        return config, 'deploy'
 
 
 class RLFB(nn.Module):

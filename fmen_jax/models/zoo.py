@@ -1,17 +1,24 @@
 """Registry of network configurations by name."""
 
 import dataclasses
+import json
+from typing import Any
 
 from fmen_jax.errors import InputError
 from fmen_jax.models.fmen import FMENConfig
+from fmen_jax.models.layers import Graph
+from fmen_jax.models.protocol import NetworkConfig
 from fmen_jax.models.rfdn import RFDNConfig
 from fmen_jax.models.rlfn import RLFNConfig
+from fmen_jax.models.variant import VariantConfig
 
-Config = FMENConfig | RFDNConfig | RLFNConfig
-"""Configuration of a network. Each has `scale`, `n_colors`, `receptive_radius` (None if an output
-pixel depends on the whole image) and `build(graph)`."""
+CLASSES: tuple[type[NetworkConfig], ...] = (FMENConfig, RFDNConfig, RLFNConfig)
+"""Configurations that checkpoints are compared with, in this order."""
 
-NETWORKS: dict[str, Config] = {
+STORED: tuple[type[NetworkConfig], ...] = (VariantConfig,)
+"""Configurations that checkpoints store in their metadata (`NetworkConfig.in_metadata`)."""
+
+NETWORKS: dict[str, NetworkConfig] = {
     # FMEN-S: the network of NTIRE 2022 and of the published checkpoints (paper, table 4).
     'fmen_s': FMENConfig(),
     # FMEN: a reconstruction that matches the published size. Its configuration is not published;
@@ -24,38 +31,64 @@ NETWORKS: dict[str, Config] = {
 }
 
 
-def config(name: str, *, scale: int = 4) -> Config:
+def config(name: str, *, scale: int = 4) -> NetworkConfig:
     """Return the configuration of a named network at a given scale.
 
     Raises:
       InputError: If there is no network of that name.
     """
     if name not in NETWORKS:
-        raise InputError(f'no network is named {name!r}; there are {", ".join(NETWORKS)}.')
-    return dataclasses.replace(NETWORKS[name], scale=scale)
+        raise InputError(f'no network is named {name!r}; expected one of {", ".join(NETWORKS)}.')
+    known: Any = NETWORKS[name]
+    return dataclasses.replace(known, scale=scale)
 
 
 def fmen(name: str, *, scale: int = 4) -> FMENConfig:
-    """Return the configuration of a named FMEN; only FMENs can be trained here.
+    """Return the configuration of a named FMEN at a given scale.
 
     Raises:
       InputError: If there is no network of that name, or it is not an FMEN.
     """
     found = config(name, scale=scale)
     if not isinstance(found, FMENConfig):
-        raise InputError(f'{name} is no FMEN; only those are trained here.')
+        known = ', '.join(n for n, c in NETWORKS.items() if isinstance(c, FMENConfig))
+        raise InputError(f'{name} is not an FMEN; expected one of {known}.')
     return found
 
 
-def name_of(config: Config) -> str:
-    """Return the name of a configuration, ignoring its scale and expand ratios; '' if unnamed."""
-    free = {'scale', 'backbone_expand_ratio', 'attention_expand_ratio'}
+def name_of(config: NetworkConfig) -> str:
+    """Return the name of a configuration, ignoring scale and train-only fields; '' if unnamed."""
+    free = {'scale', *config.train_only}
+
+    def deployed(network: Any) -> dict[str, Any]:
+        return {k: v for k, v in dataclasses.asdict(network).items() if k not in free}
+
     for name, known in NETWORKS.items():
-        given = dataclasses.asdict(config)
-        if type(config) is type(known) and all(
-            given[field] == value
-            for field, value in dataclasses.asdict(known).items()
-            if field not in free
-        ):
+        if type(config) is type(known) and deployed(config) == deployed(known):
             return name
     return ''
+
+
+def to_json(config: NetworkConfig, graph: Graph) -> str:
+    """Return a configuration and a graph as JSON, for the metadata of a checkpoint."""
+    known: Any = config
+    kind = 'deploy' if graph == 'deploy' else 'train'
+    return json.dumps({'class': type(config).__name__, 'graph': kind, **dataclasses.asdict(known)})
+
+
+def from_json(text: str) -> tuple[NetworkConfig, Graph]:
+    """Return the configuration and the graph that `to_json` wrote.
+
+    Raises:
+      InputError: If the configuration is not known to this version.
+    """
+    try:
+        fields = json.loads(text)
+        graph: Graph = 'deploy' if fields.pop('graph') == 'deploy' else 'collapsed'
+        classes: dict[str, Any] = {network.__name__: network for network in STORED}
+        return classes[fields.pop('class')](**fields), graph
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(
+            f'the configuration in the metadata is not known to this version: {text[:200]}. '
+            'Update fmen_jax, or save the weights again.'
+        ) from error

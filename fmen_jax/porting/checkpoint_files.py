@@ -4,6 +4,7 @@ Reading a pickle can execute code. `pickled_tensors.py` therefore reads tensors 
 whether or not PyTorch is installed.
 """
 
+import collections
 import importlib.util
 import json
 import pickle
@@ -15,11 +16,11 @@ import ml_dtypes
 import numpy as np
 
 from fmen_jax.errors import InputError
-from fmen_jax.files import check_ending, written_aside
+from fmen_jax.files import check_extension, written_aside
 from fmen_jax.porting import pickled_tensors
 
-TORCH_ENDINGS = ('.pt', '.pth')
-ENDINGS = (*TORCH_ENDINGS, '.safetensors')
+TORCH_EXTENSIONS = ('.pt', '.pth')
+EXTENSIONS = (*TORCH_EXTENSIONS, '.safetensors')
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -31,9 +32,9 @@ def read(path: Path) -> dict[str, Any]:
       InputError: If the file does not exist, has an unknown extension or is broken, or if a pickle
         contains more than tensors.
     """
-    check_ending(path, ENDINGS, 'a checkpoint')
+    check_extension(path, EXTENSIONS, 'a checkpoint')
     if not path.is_file():
-        raise InputError(f'{path}: no such file; expected a checkpoint ({", ".join(ENDINGS)}).')
+        raise InputError(f'{path}: no such file; expected a checkpoint ({", ".join(EXTENSIONS)}).')
     try:
         with path.open('rb') as file:
             file.read(1)
@@ -43,8 +44,15 @@ def read(path: Path) -> dict[str, Any]:
         return _read_safetensors(path)
     tree = _read_pickled(path)
     if not isinstance(tree, Mapping):
-        raise InputError(f'{path}: holds a {type(tree).__name__}; expected tensors by name.')
+        raise InputError(f'{path}: contains a {type(tree).__name__}; expected tensors by name.')
     return dict(tree)
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """Return the metadata of a .safetensors file that `read` accepts; {} for other formats."""
+    if path.suffix.lower() != '.safetensors':
+        return {}
+    return _safetensors_header(path).get('__metadata__') or {}
 
 
 def _read_safetensors(path: Path) -> dict[str, Any]:
@@ -54,11 +62,11 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
         header = _safetensors_header(path)
         with safetensors.safe_open(path, 'np') as file:
             return {key: file.get_tensor(key) for key in header if key != '__metadata__'}
-    except (AttributeError, TypeError) as error:  # a dtype that NumPy does not have
-        raise InputError(f'{path}: holds a type of numbers that is not handled: {error}') from error
     except InputError:
         raise
-    except (safetensors.SafetensorError, ValueError, OSError, RecursionError) as error:
+    except (AttributeError, TypeError) as error:  # a dtype that NumPy does not have
+        raise InputError(f'{path}: contains a data type that is not supported: {error}') from error
+    except Exception as error:  # the file can be broken in many ways
         raise InputError(f'{path}: broken or truncated safetensors file: {error}') from error
 
 
@@ -69,14 +77,22 @@ def _safetensors_header(path: Path) -> dict[str, Any]:
     """
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        names = [name for name, _ in pairs]
-        if doubled := sorted({name for name in names if names.count(name) > 1}):
-            raise InputError(f'{path}: doubled in the file: {", ".join(doubled)}; remove one.')
+        counts = collections.Counter(name for name, _ in pairs)
+        if duplicates := sorted(name for name, count in counts.items() if count > 1):
+            raise InputError(
+                f'{path}: duplicate names in the file: {", ".join(duplicates)[:200]}; expected '
+                'each name once.'
+            )
         return dict(pairs)
 
     with path.open('rb') as file:
         size = int.from_bytes(file.read(8), 'little')
-        return json.loads(file.read(min(size, 100_000_000)), object_pairs_hook=unique)
+        if 8 + size > path.stat().st_size:
+            raise ValueError(f'its header has {size} bytes, which is more than the file')
+        header = json.loads(file.read(size), object_pairs_hook=unique)
+    if not isinstance(header, dict):
+        raise ValueError(f'its header is a {type(header).__name__}; expected an object')
+    return header
 
 
 def _read_pickled(path: Path) -> Any:
@@ -103,7 +119,7 @@ def write(path: Path, state: Mapping[str, np.ndarray], metadata: Mapping[str, st
     Raises:
       InputError: If the extension is unknown, or it is that of PyTorch and torch is not installed.
     """
-    check_ending(path, ENDINGS, 'a checkpoint')
+    check_extension(path, EXTENSIONS, 'a checkpoint')
     if path.suffix.lower() == '.safetensors':
         blob = _safetensors_bytes(state, metadata)
         with written_aside(path) as aside:

@@ -5,21 +5,16 @@
 
 Kernels are OIHW in PyTorch and HWIO in Flax.
 
-A number is joined to the name before it, and the last component determines the leaf. A dialect
-renames only the first component.
+A number is joined to the name before it, and the last component determines the leaf. Batch norms
+are named bn1, bn2, ... Naming schemes (`NetworkConfig.key_styles`) rename only the first component.
 """
 
 import re
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 Path = tuple[str, ...]
-
-# First components of keys in each public repository, where they differ from our names.
-DIALECTS: dict[str, dict[str, str]] = {
-    'github': {},  # NJU-Jet/FMEN
-    'ntire2022': {'ERBs': 'basic_blocks', 'HFABs': 'hfabs'},  # ofsoundof/NTIRE2022_ESR
-}
 
 # (collection, leaf) by the last component of a key. The weight of a batch norm is a scale instead.
 _LEAVES = {
@@ -31,20 +26,9 @@ _LEAVES = {
 }
 _KEYS = {leaf: key for key, (_, leaf) in _LEAVES.items()} | {'scale': 'weight'}
 
-# Order of definition in the published code, which is the order of its state dicts.
-_ORDER: tuple[str, ...] = (
-    *('head', 'warmup', 'ERBs', 'HFABs', 'lr_conv', 'tail'),
-    *('bn1', 'bn2', 'bn3', 'squeeze', 'convs', 'excitate'),
-    *('expand_conv', 'fea_conv', 'reduce_conv', 'rep_conv'),
-    *('B', 'c1_d', 'c1_r', 'c2_d', 'c2_r', 'c3_d', 'c3_r', 'c4', 'c5', 'esa'),
-    *('conv1', 'conv_f', 'conv_max', 'conv2', 'conv3', 'conv3_', 'conv4'),
-    *('c', 'LR_conv', 'upsampler'),
-    *('weight', 'bias', 'running_mean', 'running_var', 'num_batches_tracked'),
-)
-
 
 def to_path(key: str) -> Path | None:
-    """Return the variable path of a key in the dialect 'github', collection first.
+    """Return the variable path of a key in the default style, collection first.
 
     The result is None if the last component of the key is unknown.
     """
@@ -64,20 +48,32 @@ def to_path(key: str) -> Path | None:
 
 
 def to_key(path: Path) -> str | None:
-    """Return the key of a variable path in the dialect 'github'; None if no key has this path."""
+    """Return the key of a variable path in the default style; None if no key has this path."""
     _, *parents, leaf = path
     parts = [re.sub(r'_(\d+)$', r'.\1', part) for part in parents]
     key = '.'.join([*parts, _KEYS.get(leaf, '')])
     return key if to_path(key) == path else None
 
 
-def position(key: str) -> tuple[int, ...]:
-    """Return a sort key that gives the order of published state dicts (dialect 'github')."""
-    parts = re.sub(r'^B(\d+)', r'B.\1', key).split('.')  # blocks of E-RFDN and RLFN
-    return tuple(int(part) if part.isdigit() else _ORDER.index(part) for part in parts)
+def position(key: str, order: Sequence[str]) -> tuple[tuple[int, str, int], ...]:
+    """Return a sort key that gives the order of published state dicts.
+
+    Args:
+      key: key in the default style.
+      order: names of submodules in the order of their definition, `NetworkConfig.key_order`; the
+        name of numbered modules such as B1, B2, ... is listed as B. Unlisted names come last.
+    """
+    ranks = {name: i for i, name in enumerate([*order, *_LEAVES])}
+
+    def rank(part: str) -> tuple[int, str, int]:
+        name = part if part in ranks else part.rstrip('0123456789')
+        number = part.removeprefix(name)
+        return ranks.get(name, len(ranks)), name, int(number or -1)
+
+    return tuple(rank(part) for part in key.split('.'))
 
 
-def rename(key: str, names: dict[str, str]) -> str:
+def rename(key: str, names: Mapping[str, str]) -> str:
     """Replace the first component of a key according to `names`."""
     first, dot, rest = key.partition('.')
     return names.get(first, first) + dot + rest

@@ -4,32 +4,47 @@ Since PyTorch 1.6, torch.save writes a zip file with NAME/data.pkl, a pickle in 
 refers to a storage, and NAME/data/KEY, the bytes of each storage. Older versions wrote a sequence
 of pickles: a magic number, a version, information about the machine, the object, and the keys of
 its storages. The bytes of the storages follow in the order of the keys, each after its number of
-elements. The unpickler in this module accepts the few names that a state dict needs and refuses all
-others, so nothing else can be called.
+elements.
+
+A pickle is a program, which can call functions and ask for any amount of memory. The unpickler in
+this module accepts the few names that a state dict needs and refuses all others, so nothing else
+can be called. Before anything is allocated, every declared size is compared with the size of the
+file.
 """
 
 import collections
+import io
+import math
 import pickle
+import pickletools
 import zipfile
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
+from reprlib import repr as short
 from typing import IO, Any
 
 import ml_dtypes
 import numpy as np
 
+# The names stand for the types in a pickle. They are strings because a pickle can change the state
+# of most other objects, even that of a NumPy dtype, which is shared by the whole process.
 _STORAGES = {
-    'DoubleStorage': np.dtype('<f8'),
-    'FloatStorage': np.dtype('<f4'),
-    'HalfStorage': np.dtype('<f2'),
-    'BFloat16Storage': np.dtype(ml_dtypes.bfloat16),
-    'LongStorage': np.dtype('<i8'),
-    'IntStorage': np.dtype('<i4'),
-    'ShortStorage': np.dtype('<i2'),
-    'CharStorage': np.dtype('i1'),
-    'ByteStorage': np.dtype('u1'),
-    'BoolStorage': np.dtype('?'),
+    'torch.DoubleStorage': np.dtype('<f8'),
+    'torch.FloatStorage': np.dtype('<f4'),
+    'torch.HalfStorage': np.dtype('<f2'),
+    'torch.BFloat16Storage': np.dtype(ml_dtypes.bfloat16),
+    'torch.LongStorage': np.dtype('<i8'),
+    'torch.IntStorage': np.dtype('<i4'),
+    'torch.ShortStorage': np.dtype('<i2'),
+    'torch.CharStorage': np.dtype('i1'),
+    'torch.ByteStorage': np.dtype('u1'),
+    'torch.BoolStorage': np.dtype('?'),
 }
+
+# Tensors can share a storage, or repeat its elements, so that they are larger than the file when
+# they are copied. This is the largest permitted ratio: averaged weights that share the storages of
+# the others need 2.
+_MAX_EXPANSION = 16
 
 
 class BrokenFileError(Exception):
@@ -40,40 +55,66 @@ class _Unpickler(pickle.Unpickler):
     """Unpickles tensors as NumPy arrays; raises UnpicklingError for names outside its list."""
 
     def __init__(
-        self, file: IO[bytes], storage: Callable[[str, np.dtype, int], np.ndarray]
+        self, file: IO[bytes], storage: Callable[[str, np.dtype, int], np.ndarray], file_size: int
     ) -> None:
-        """Initialise with `storage`, a function (key, dtype, number of elements) -> elements."""
+        """Initialize with `storage`, a function (key, dtype, number of elements) -> elements."""
         super().__init__(file)
         self._storage = storage
+        self._bytes_left = _MAX_EXPANSION * file_size
         # Created for each file, so that changes that a pickle makes to these objects end with it.
         self._names: dict[tuple[str, str], Any] = {
-            ('collections', 'OrderedDict'): collections.OrderedDict,
-            ('torch', 'Size'): tuple,
-            ('torch._utils', '_rebuild_tensor'): lambda *args: _rebuild(*args[:4]),
-            ('torch._utils', '_rebuild_tensor_v2'): lambda *args: _rebuild(*args[:4]),
+            ('collections', 'OrderedDict'): lambda *pairs: self._ordered_dict(*pairs),
+            ('torch', 'Size'): lambda sizes: self._size(sizes),
+            ('torch._utils', '_rebuild_tensor'): lambda *args: self._tensor(*args[:4]),
+            ('torch._utils', '_rebuild_tensor_v2'): lambda *args: self._tensor(*args[:4]),
             ('torch._utils', '_rebuild_parameter'): lambda data, *_: data,
         }
 
     def find_class(self, module: str, name: str) -> Any:
-        if module == 'torch' and name in _STORAGES:
-            return _STORAGES[name]
+        if f'{module}.{name}' in _STORAGES:
+            return f'{module}.{name}'
         try:
             return self._names[module, name]
         except KeyError:
             raise pickle.UnpicklingError(f'it asks for {module}.{name}') from None
 
     def persistent_load(self, pid: Any) -> np.ndarray:
-        kind, dtype, key, _, count, *view = pid
-        if kind != 'storage' or not isinstance(dtype, np.dtype) or any(view):
-            raise BrokenFileError(f'it refers to {kind!r} {key!r} in a way that is not handled')
+        kind, name, key, _, count, *view = pid
+        dtype = _STORAGES.get(name)
+        if kind != 'storage' or dtype is None or not isinstance(key, str) or any(view):
+            raise BrokenFileError(f'it refers to {short(pid)}, which is not supported')
         return self._storage(key, dtype, count)
+
+    def _tensor(self, storage: np.ndarray, offset: int, shape: Any, strides: Any) -> np.ndarray:
+        self._spend(math.prod(shape) * storage.itemsize)
+        return _rebuild(storage, offset, shape, strides)
+
+    def _ordered_dict(self, *pairs: Any) -> dict[Any, Any]:
+        items = dict(*pairs)
+        self._spend(100 * len(items))
+        return collections.OrderedDict(items)
+
+    def _size(self, sizes: Any) -> tuple[int, ...]:
+        if len(sizes) > 64:
+            raise BrokenFileError(f'a shape has {len(sizes)} dimensions; expected 64 or less')
+        return tuple(sizes)
+
+    def _spend(self, count: int) -> None:
+        """Count bytes that the contents of the file occupy, of which there is a maximum."""
+        self._bytes_left -= count
+        if self._bytes_left < 0:
+            raise BrokenFileError(
+                f'its contents are more than {_MAX_EXPANSION} times as large as the file'
+            )
 
 
 def _rebuild(storage: np.ndarray, offset: int, shape: Any, strides: Any) -> np.ndarray:
     """Return a tensor as a view of its storage, after checking the bounds."""
     shape, strides = tuple(shape), tuple(strides)
     if offset < 0 or len(shape) != len(strides) or min((*shape, *strides), default=0) < 0:
-        raise BrokenFileError(f'a tensor has offset {offset}, shape {shape}, strides {strides}')
+        raise BrokenFileError(
+            f'a tensor has offset {offset}, shape {short(shape)}, strides {short(strides)}'
+        )
     last = offset + sum((n - 1) * step for n, step in zip(shape, strides, strict=True))
     if 0 not in shape and last >= storage.size:
         raise BrokenFileError(f'a tensor reaches to element {last} of a storage of {storage.size}')
@@ -90,82 +131,106 @@ def load(path: Path) -> Any:
       BrokenFileError: If the file is truncated or corrupt.
     """
     try:
-        with path.open('rb') as file:
-            return _load_zip(path) if zipfile.is_zipfile(file) else _load_legacy(path)
-    except (pickle.UnpicklingError, BrokenFileError):
+        # From memory, a reader returns less than a broken file declares, without allocating it.
+        data = path.read_bytes()
+        is_zip = zipfile.is_zipfile(io.BytesIO(data))
+        return _load_zip(data) if is_zip else _load_legacy(data)
+    except BrokenFileError:
         raise
+    except pickle.UnpicklingError as error:
+        if str(error).startswith('it asks for'):
+            raise
+        raise BrokenFileError(str(error)[:200]) from error
     except Exception as error:  # a corrupt pickle can raise any exception, not only ours
-        raise BrokenFileError(f'{type(error).__name__}: {error}') from error
+        raise BrokenFileError(f'{type(error).__name__}: {str(error)[:200]}') from error
 
 
-def _load_zip(path: Path) -> Any:
-    with zipfile.ZipFile(path) as archive:
+def _unpickle(
+    file: io.BytesIO, storage: Callable[[str, np.dtype, int], np.ndarray], file_size: int
+) -> Any:
+    """Read one pickle, after checking the sizes that it declares."""
+    start = file.tell()
+    # This reads the whole pickle without executing it, and fails if a declared length is too large.
+    for count, (opcode, argument, _) in enumerate(pickletools.genops(file)):
+        # The unpickler allocates a table of as many entries as the largest number of an object.
+        if opcode.name in ('PUT', 'BINPUT', 'LONG_BINPUT') and int(argument or 0) > count:
+            raise BrokenFileError(f'object number {argument} follows {count} operations')
+    file.seek(start)
+    return _Unpickler(file, storage, file_size).load()
+
+
+def _load_zip(data: bytes) -> Any:
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        if sum(entry.file_size for entry in archive.infolist()) > len(data):
+            raise BrokenFileError('it unpacks to more bytes than it has')
         pickled = [name for name in archive.namelist() if name.endswith('/data.pkl')]
         if len(pickled) != 1:
             raise BrokenFileError(f'it holds {len(pickled)} files data.pkl; expected one')
-        if (entry := archive.getinfo(pickled[0])).file_size > path.stat().st_size:
-            raise BrokenFileError(f'{entry.filename} unpacks to {entry.file_size} bytes')
         order = pickled[0].removesuffix('data.pkl') + 'byteorder'
         if order in archive.namelist() and archive.read(order) != b'little':
             raise BrokenFileError('it was written on a big-endian machine')
         folder = PurePosixPath(pickled[0]).parent / 'data'
+        loaded: dict[str, bytes] = {}
 
         def storage(key: str, dtype: np.dtype, count: int) -> np.ndarray:
             entry = archive.getinfo(str(folder / key))
-            if entry.compress_type != zipfile.ZIP_STORED or (
-                entry.file_size != count * dtype.itemsize
-            ):
+            if entry.file_size != count * dtype.itemsize:
                 raise BrokenFileError(
-                    f'storage {key} has {entry.file_size} bytes, not {count} of {dtype}'
+                    f'storage {short(key)} has {entry.file_size} bytes, not {count} of {dtype}'
                 )
-            return np.frombuffer(archive.read(entry), dtype)
+            if key not in loaded:
+                loaded[key] = archive.read(entry)
+            return np.frombuffer(loaded[key], dtype)
 
-        return _Unpickler(archive.open(pickled[0]), storage).load()
+        return _unpickle(io.BytesIO(archive.read(pickled[0])), storage, len(data))
 
 
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 
 
-def _load_legacy(path: Path) -> Any:
+def _load_legacy(data: bytes) -> Any:
     """Read the format before PyTorch 1.6.
 
     The object is read twice: first to find the declared storages, and then with their contents.
     """
-    size = path.stat().st_size
+    file = io.BytesIO(data)
     declared: dict[str, np.dtype] = {}
     stored: dict[str, np.ndarray] = {}
 
     def declare(key: str, dtype: np.dtype, count: int) -> np.ndarray:
-        if not 0 <= count * dtype.itemsize <= size:
-            raise BrokenFileError(f'storage {key} of {count} {dtype} is larger than the file')
+        if not 0 <= count * dtype.itemsize <= len(data):
+            raise BrokenFileError(f'storage {short(key)} is larger than the file')
         declared[key] = dtype
         return np.broadcast_to(np.zeros((), dtype), (count,))  # uses no memory
 
     def storage(key: str, dtype: np.dtype, count: int) -> np.ndarray:
         if stored[key].size != count or stored[key].dtype != dtype:
-            raise BrokenFileError(f'storage {key} has {stored[key].size} elements, not {count}')
+            raise BrokenFileError(
+                f'storage {short(key)} has {stored[key].size} elements, not {count}'
+            )
         return stored[key]
 
-    def plain() -> Any:
-        return _Unpickler(file, declare).load()
+    def next_object() -> Any:
+        return _unpickle(file, declare, len(data))
 
-    with path.open('rb') as file:
-        try:
-            magic = plain()
-        except Exception as error:
-            raise BrokenFileError('neither a zip nor the format before PyTorch 1.6') from error
-        if magic != _LEGACY_MAGIC:
-            raise BrokenFileError('neither a zip nor the format before PyTorch 1.6')
-        version, facts = plain(), plain()
-        if version != 1001 or not facts.get('little_endian'):
-            raise BrokenFileError(f'its format is {version} of {facts}, which is not handled')
-        start = file.tell()
-        plain()
-        for key in plain():
-            count = int.from_bytes(file.read(8), 'little')
-            nbytes = count * declared[key].itemsize
-            if nbytes > size - file.tell():
-                raise BrokenFileError(f'storage {key} ends after the file does')
-            stored[key] = np.frombuffer(file.read(nbytes), declared[key])
-        file.seek(start)
-        return _Unpickler(file, storage).load()
+    try:
+        magic = next_object()
+    except Exception as error:
+        raise BrokenFileError('neither a zip nor the format before PyTorch 1.6') from error
+    if magic != _LEGACY_MAGIC:
+        raise BrokenFileError('neither a zip nor the format before PyTorch 1.6')
+    version, machine = next_object(), next_object()
+    if version != 1001 or not machine.get('little_endian'):
+        raise BrokenFileError(
+            f'its format is {short(version)} of {short(machine)}, which is not supported'
+        )
+    start = file.tell()
+    next_object()
+    for key in next_object():
+        count = int.from_bytes(file.read(8), 'little')
+        contents = file.read(count * declared[key].itemsize)
+        if len(contents) != count * declared[key].itemsize:
+            raise BrokenFileError(f'storage {short(key)} ends after the file does')
+        stored[key] = np.frombuffer(contents, declared[key])
+    file.seek(start)
+    return _unpickle(file, storage, len(data))

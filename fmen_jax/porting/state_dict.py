@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, cast
 
 import jax
@@ -11,12 +11,10 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from fmen_jax.errors import InputError
-from fmen_jax.models.esa import MIN_SIZE
-from fmen_jax.models.fmen import FMENConfig
+from fmen_jax.models import zoo
 from fmen_jax.models.layers import Graph, Params
-from fmen_jax.models.zoo import Config
+from fmen_jax.models.protocol import NetworkConfig
 from fmen_jax.porting import keys
-from fmen_jax.porting.hyperparameters import find
 
 StateDict = dict[str, np.ndarray]
 
@@ -30,13 +28,13 @@ _PREFIXES = ('module.', 'model.')
 class Ported:
     """A state dict converted to one of our networks."""
 
-    config: Config
+    config: NetworkConfig
     graph: Graph
     """Graph: 'deploy', or 'collapsed' for a train graph (which also runs as 'expanded')."""
     variables: Params
     """Variables as NumPy arrays in the dtypes of the checkpoint."""
-    dialect: str
-    """Dialect of the key names, a key of `keys.DIALECTS`."""
+    key_style: str
+    """Naming scheme of the keys, one of `config.key_styles`."""
     wrapper: str
     """Wrappers and prefixes of the tensors, such as 'params_ema' or 'module.'; '' if none."""
 
@@ -66,10 +64,23 @@ def unwrap(tree: Mapping[str, Any]) -> tuple[StateDict, str]:
     return state, '/'.join(wrapper)
 
 
-@lru_cache
-def _expected(config: Config, graph: Graph) -> dict[str, tuple[tuple[int, ...], bool]]:
+def _key(path: keys.Path) -> str:
+    """Return the key of a variable path; a name that PyTorch does not have keeps its whole path."""
+    return keys.to_key(path) or '/'.join(path)
+
+
+def _path(key: str) -> keys.Path:
+    return tuple(key.split('/')) if '/' in key else keys.to_path(key) or ()
+
+
+def _expected(config: NetworkConfig, graph: Graph) -> dict[str, tuple[tuple[int, ...], bool]]:
     """Return key -> (shape in PyTorch's layout, whether it is a count), in the published order."""
-    shape = (1, MIN_SIZE, MIN_SIZE, config.n_colors)
+    # the blocks that a stored configuration names may be defined anew, as in a notebook
+    return _traced(config, graph) if config.in_metadata else _cached(config, graph)
+
+
+def _traced(config: NetworkConfig, graph: Graph) -> dict[str, tuple[tuple[int, ...], bool]]:
+    shape = (1, config.min_size, config.min_size, config.n_colors)
     module = config.build(graph)
     tree = jax.eval_shape(module.init, jax.random.key(0), jax.ShapeDtypeStruct(shape, jnp.float32))
     leaves = cast('dict[keys.Path, jax.ShapeDtypeStruct]', flatten_dict(cast('Params', tree)))
@@ -77,11 +88,15 @@ def _expected(config: Config, graph: Graph) -> dict[str, tuple[tuple[int, ...], 
     for path, leaf in leaves.items():
         dims = leaf.shape
         torch_shape = (dims[3], dims[2], *dims[:2]) if len(dims) == 4 else dims
-        found[keys.to_key(path) or ''] = (torch_shape, jnp.issubdtype(leaf.dtype, jnp.integer))
-    return {key: found[key] for key in sorted(found, key=keys.position)}
+        found[_key(path)] = (torch_shape, jnp.issubdtype(leaf.dtype, jnp.integer))
+    position = partial(keys.position, order=config.key_order)
+    return {key: found[key] for key in sorted(found, key=position)}
 
 
-def _check(state: StateDict, config: Config, graph: Graph) -> None:
+_cached = lru_cache(_traced)
+
+
+def _check(state: StateDict, config: NetworkConfig, graph: Graph) -> None:
     """Compare a state dict with its configuration and report all faults in one error."""
     expected = _expected(config, graph)
     faults = [f'missing: {key}' for key in expected if key not in state]
@@ -102,57 +117,99 @@ def _check(state: StateDict, config: Config, graph: Graph) -> None:
         )
 
 
+def _in_default_style(
+    state: StateDict, styles: Mapping[str, Mapping[str, str]]
+) -> tuple[str, StateDict]:
+    """Return the naming scheme of the keys, and the state dict with keys in the default one."""
+    tops = {key.partition('.')[0] for key in state}
+    default = next(iter(styles))
+    style = next((name for name, renamed in styles.items() if tops & {*renamed.values()}), default)
+    original = {theirs: ours for ours, theirs in styles[style].items()}
+    renamed: StateDict = {}
+    for key, value in state.items():
+        if (name := keys.rename(key, original)) in renamed:
+            raise InputError(f'{key} and {name} are two keys for one tensor: remove one of them.')
+        renamed[name] = value
+    return style, renamed
+
+
 def to_variables(tree: Mapping[str, Any]) -> Ported:
     """Convert the tensors of a checkpoint to a configuration and variables.
 
     Args:
-      tree: Mapping from key to array in PyTorch's layout, in any dialect, possibly wrapped.
+      tree: Mapping from key to array in PyTorch's layout, in any style, possibly wrapped.
 
     Raises:
       InputError: If the network is not supported, or keys are duplicate, missing, unexpected, or of
         the wrong shape or type. The message names all faults of the last four kinds.
     """
     state, wrapper = unwrap(tree)
-    found = {key.partition('.')[0] for key in state}
-    spoken = (name for name, tops in keys.DIALECTS.items() if found & set(tops.values()))
-    dialect = next(spoken, 'github')
-    ours = {theirs: name for name, theirs in keys.DIALECTS[dialect].items()}
-    spelled: StateDict = {}
-    for key, value in state.items():
-        if (name := keys.rename(key, ours)) in spelled:
-            raise InputError(f'{key} and {name} are two keys for one tensor: remove one of them.')
-        spelled[name] = value
-    config, graph = find({key: value.shape for key, value in spelled.items()})
-    _check(spelled, config, graph)
-    flat = {keys.to_path(key): keys.to_flax_layout(value) for key, value in spelled.items()}
-    if not isinstance(config, FMENConfig):
-        dialect = 'ntire2022'  # source of the E-RFDN and RLFN checkpoints
-    return Ported(config, graph, unflatten_dict(flat), dialect, wrapper)
+    for network in zoo.CLASSES:
+        style, renamed = _in_default_style(state, network.key_styles)
+        shapes = {key: value.shape for key, value in renamed.items()}
+        if (found := network.recognize(shapes)) is None:
+            continue
+        config, graph = found
+        _check(renamed, config, graph)
+        return Ported(config, graph, _unflatten(renamed), style, wrapper)
+    names = ', '.join(list(state)[:4]) + (f', ... ({len(state)} in all)' if len(state) > 4 else '')
+    expected = '; '.join(
+        f'{c.__name__.removesuffix("Config")}: {c.example_keys}' for c in zoo.CLASSES
+    )
+    raise InputError(
+        'these are not the weights of a supported network. Expected keys such as those of '
+        f'{expected} (the last with 3 s^2 rows). Found {names}.'
+    )
+
+
+def to_variables_of(tree: Mapping[str, Any], config: NetworkConfig, graph: Graph) -> Ported:
+    """Convert the tensors of a checkpoint whose configuration and graph are known.
+
+    Raises:
+      InputError: If keys are missing, unexpected, or of the wrong shape or type.
+    """
+    state, wrapper = unwrap(tree)
+    _check(state, config, graph)
+    return Ported(config, graph, _unflatten(state), config.default_key_style, wrapper)
+
+
+def _unflatten(state: StateDict) -> Params:
+    return unflatten_dict({_path(key): keys.to_flax_layout(a) for key, a in state.items()})
 
 
 def to_state_dict(
-    variables: Params, config: Config, graph: Graph, *, dialect: str = 'github'
+    variables: Params, config: NetworkConfig, graph: Graph, *, key_style: str | None = None
 ) -> StateDict:
     """Convert variables to a bare state dict with the published keys, order, shapes and dtypes.
 
+    Args:
+      variables: `params` and, for a train graph, `batch_stats`.
+      config: configuration of the network.
+      graph: graph of the variables.
+      key_style: naming scheme of the keys, one of `config.key_styles`; the first one if None.
+
     Raises:
-      InputError: If the variables are not those of this network, or the dialect is unknown or has
+      InputError: If the variables are not those of this network, or the key style is unknown or has
         no such graph.
     """
-    if dialect not in keys.DIALECTS:
-        raise InputError(f'dialect {dialect!r} is unknown; expected {" or ".join(keys.DIALECTS)}.')
-    if graph != 'deploy' and dialect != 'github':
+    default = config.default_key_style
+    style = key_style or default
+    if style not in config.key_styles:
         raise InputError(
-            f'no train graph is known in the dialect {dialect!r}: fold the network first, or take '
-            "the dialect 'github'."
+            f'the key style {style!r} is unknown; expected {" or ".join(config.key_styles)}.'
+        )
+    if graph != 'deploy' and style != default:
+        raise InputError(
+            f'no train graph is known in the key style {style!r}: fold the network first, or '
+            f'choose {default!r}.'
         )
     state = {}
     for path, leaf in flatten_dict(variables).items():
         array = np.asarray(leaf)
         if np.issubdtype(array.dtype, np.integer):
             array = array.astype(np.int64)  # PyTorch's dtype of counts; JAX uses 32 bits
-        state[keys.to_key(path) or '/'.join(path)] = keys.to_torch_layout(array).copy(order='C')
+        state[_key(path)] = keys.to_torch_layout(array).copy(order='C')
     _check(state, config, graph)
     return {
-        keys.rename(key, keys.DIALECTS[dialect]): state[key] for key in _expected(config, graph)
+        keys.rename(key, config.key_styles[style]): state[key] for key in _expected(config, graph)
     }

@@ -19,7 +19,7 @@ COMPILER_OPTIONS: dict[str, dict[str, Any]] = {
 
 
 def jit(fun: Callable, *, onednn: Use = 'never', **options: Any) -> Any:
-    """Apply `jax.jit` with the options of the default backend, which this call initialises.
+    """Apply `jax.jit` with the options of the default backend, which this call initializes.
 
     Args:
       fun: the function to compile.
@@ -32,13 +32,17 @@ def jit(fun: Callable, *, onednn: Use = 'never', **options: Any) -> Any:
     return jax.jit(within(fun, onednn), compiler_options=table, **options)
 
 
-def supported_dtype(dtype: str) -> str:
+def supported_dtype(dtype: str, backend: str = '') -> str:
     """Return the dtype to compute in on this machine when `dtype` is requested.
 
     XLA's own bfloat16 convolutions are slower on a CPU than its float32 ones. Where oneDNN does
     not support bfloat16 either, float32 is used instead, with a warning.
+
+    Args:
+      dtype: the requested dtype.
+      backend: backend that computes; the default backend of JAX if omitted.
     """
-    if dtype != 'bfloat16' or jax.default_backend() != 'cpu':
+    if dtype != 'bfloat16' or (backend or jax.default_backend()) != 'cpu':
         return dtype
     if 'bfloat16' in supported_dtypes():
         return dtype

@@ -11,7 +11,7 @@ FEATURES = ('avx2', 'avx512f', 'avx512_bf16', 'avx_vnni', 'avx_ne_convert', 'amx
 
 @functools.cache
 def model() -> str:
-    """Name of the CPU, such as 'AMD EPYC'; of its architecture where there is no other."""
+    """Name of the CPU, such as 'AMD EPYC'; of its architecture if it has no name."""
     return _field('model name') or platform.processor() or platform.machine()
 
 

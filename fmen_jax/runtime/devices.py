@@ -146,8 +146,8 @@ def on_each_device(function: Callable, mesh: Mesh) -> Callable:
         leaves, structure = jax.tree.flatten(function(*args))
         whole = [jnp.issubdtype(leaf.dtype, jnp.integer) for leaf in leaves]
         means = iter(lax.pmean([x for x, w in zip(leaves, whole, strict=True) if not w], _DATA))
-        kept = [x if w else next(means) for x, w in zip(leaves, whole, strict=True)]
-        return jax.tree.unflatten(structure, kept)
+        averaged = [x if w else next(means) for x, w in zip(leaves, whole, strict=True)]
+        return jax.tree.unflatten(structure, averaged)
 
     # The outputs are equal on all devices, but the check cannot infer this for the integers.
     return jax.shard_map(
@@ -156,6 +156,18 @@ def on_each_device(function: Callable, mesh: Mesh) -> Callable:
         in_specs=(PartitionSpec(), PartitionSpec(), PartitionSpec(_DATA)),
         out_specs=PartitionSpec(),
         check_vma=False,
+    )
+
+
+def one_on_each_device(function: Callable, mesh: Mesh) -> Callable:
+    """Return a function that applies `function` to each device's part, without communication.
+
+    `function` maps (tree, tree, batch) to a tree. The leaves of the first two and of the result
+    have a leading axis that is split over devices; every device sees the whole batch.
+    """
+    each, whole = PartitionSpec(_DATA), PartitionSpec()
+    return jax.shard_map(
+        function, mesh=mesh, in_specs=(each, each, whole), out_specs=each, check_vma=False
     )
 
 

@@ -3,16 +3,26 @@
 import dataclasses
 import runpy
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from fmen_jax.data.batches import PipelineConfig
 from fmen_jax.data.prepared import Broken
-from fmen_jax.errors import InputError
+from fmen_jax.errors import InputError, check_choice, check_range
+from fmen_jax.evaluation import protocols
 from fmen_jax.models.fmen import FMENConfig
 from fmen_jax.models.initial import Start
 from fmen_jax.models.layers import Graph
+from fmen_jax.models.protocol import NetworkConfig
 from fmen_jax.training.optimizer import OptimConfig
 from fmen_jax.training.step import StepConfig
+
+Changed = Literal['refuse', 'accept']
+"""Treatment of training images that have changed since the run began."""
+
+if TYPE_CHECKING:
+    Model = NetworkConfig
+else:
+    Model = Any  # so that tyro takes the options from the class of the default; not from a Protocol
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,10 +33,18 @@ class DataConfig:
     """Folders of HR images or of LR/HR pairs, or names such as div2k/bicubic_x4."""
     broken: Broken = 'refuse'
     """Treatment of images that cannot be read: refuse to start, or skip them."""
+    changed: Changed = 'refuse'
+    """Treatment of training images that were added, removed or changed since the run began: refuse
+    to resume, or accept them, in which case the result is not that of an uninterrupted run."""
     validation: tuple[str, ...] = ()
     """Benchmark folders. The best checkpoint is the one with the highest mean PSNR over them."""
     protocol: str = 'y'
     """Evaluation protocol for validation: y, edsr-div2k or ntire-esr."""
+
+    def __post_init__(self) -> None:
+        check_choice('data.broken', self.broken, get_args(Broken))
+        check_choice('data.changed', self.changed, get_args(Changed))
+        check_choice('data.protocol', self.protocol, list(protocols.PROTOCOLS))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,15 +59,20 @@ class LoopConfig:
     """Number of steps between two validations. A checkpoint is saved after each validation."""
     checkpoint_every: int = 1000
     """Number of steps between two checkpoints."""
-    keep: int = 2
-    """Number of recent checkpoints to keep, besides the one with the best validation PSNR."""
+    keep_last: int = 2
+    """Number of recent checkpoints that are kept, in addition to the one with the best validation
+    PSNR."""
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            check_range(f'loop.{field.name}', getattr(self, field.name), least=1)
 
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
     """All settings of a training run."""
 
-    model: FMENConfig = FMENConfig()
+    model: Model = FMENConfig()
     graph: Graph = 'collapsed'
     """Graph to train: 'collapsed' is the fast form of the train graph, 'expanded' is its reference
     form with the same values, and 'deploy' is the folded network, to fine-tune folded weights."""
@@ -70,49 +93,50 @@ class Experiment:
     loop: LoopConfig = LoopConfig()
 
     def __post_init__(self) -> None:
-        for name in ('steps', 'log_every', 'validate_every', 'checkpoint_every', 'keep'):
-            if getattr(self.loop, name) < 1:
-                raise InputError(f'loop.{name} is {getattr(self.loop, name)}; expected 1 or more.')
-        batch, parts, decay = self.pipeline.batch, self.step.accumulate, self.step.ema_decay
-        for name, value, least in (
-            ('pipeline.patch', self.pipeline.patch, 1),
-            ('pipeline.batch', batch, 1),
-            ('pipeline.seed', self.pipeline.seed, 0),
-            ('step.accumulate', parts, 1),
-            ('optim.parts', self.optim.parts, 1),
-        ):
-            if value < least:
-                raise InputError(f'{name} is {value}; expected {least} or more.')
-        if batch % parts:
+        check_choice('graph', self.graph, get_args(Graph))
+        check_choice('start', self.start, get_args(Start))
+        check_range('seed', self.seed, least=0)
+        if self.pipeline.batch % self.step.accumulate:
             raise InputError(
-                f'step.accumulate is {parts}, which does not divide a batch of {batch}.'
+                f'step.accumulate is {self.step.accumulate}, which does not divide pipeline.batch, '
+                f'{self.pipeline.batch}: choose a divisor.'
             )
-        if not 0 <= decay < 1:
-            raise InputError(f'step.ema_decay is {decay}; expected 0, or less than 1.')
+        if self.pipeline.patch < self.model.min_size:
+            raise InputError(
+                f'pipeline.patch is {self.pipeline.patch}, but this network needs images of '
+                f'{self.model.min_size} or more pixels in width and height: choose larger patches.'
+            )
+        if self.optim.warmup_steps >= self.loop.steps:
+            raise InputError(
+                f'optim.warmup_steps is {self.optim.warmup_steps}, but loop.steps is '
+                f'{self.loop.steps}: choose a warm-up that is shorter than the run.'
+            )
         if self.model.n_colors != 3:
             raise InputError(
-                f'model.n_colors is {self.model.n_colors}; pictures are read as 3, RGB.'
+                f'model.n_colors is {self.model.n_colors}; expected 3, because pictures are read '
+                'as RGB.'
             )
 
 
 FREE = (
     *('pipeline.threads', 'pipeline.processes', 'pipeline.ahead'),
+    'data.changed',
     'loop.log_every',
-    'loop.keep',
+    'loop.keep_last',
 )
 """Settings that do not affect the result, and may therefore differ when a run is resumed."""
 
 
 def flat(settings: Any, prefix: str = '') -> dict[str, Any]:
     """Return nested settings as a flat dict, such as {'optim.learning_rate': 0.0005, ...}."""
-    found: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     for field in dataclasses.fields(settings):
         value = getattr(settings, field.name)
         if dataclasses.is_dataclass(value):
-            found |= flat(value, f'{prefix}{field.name}.')
+            values |= flat(value, f'{prefix}{field.name}.')
         else:
-            found[prefix + field.name] = list(value) if isinstance(value, tuple) else value
-    return found
+            values[prefix + field.name] = list(value) if isinstance(value, tuple) else value
+    return values
 
 
 def load_experiment(path: Path) -> Experiment:
@@ -122,8 +146,14 @@ def load_experiment(path: Path) -> Experiment:
       InputError: If the file does not exist or defines no experiment.
     """
     if not path.is_file():
-        raise InputError(f'{path}: no such file; expected an experiment, such as configs/smoke.py.')
-    found = runpy.run_path(str(path)).get('experiment')
-    if not isinstance(found, Experiment):
-        raise InputError(f'{path}: expected a variable `experiment` of type Experiment in it.')
-    return found
+        raise InputError(
+            f'{path}: there is no such file; expected a Python file that defines an experiment, '
+            'such as configs/smoke.py.'
+        )
+    experiment = runpy.run_path(str(path)).get('experiment')
+    if not isinstance(experiment, Experiment):
+        raise InputError(
+            f'{path} defines no variable `experiment` of type Experiment; expected one, as in '
+            'configs/smoke.py.'
+        )
+    return experiment

@@ -1,25 +1,28 @@
-"""The optimiser and its learning-rate schedule."""
+"""The optimizer and its learning-rate schedule."""
 
 import dataclasses
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import jax
 import optax
 import optax.contrib
 
-from fmen_jax.errors import InputError
+from fmen_jax.errors import InputError, check_choice, check_range
+
+OptimizerName = Literal['adam', 'adamw', 'lion', 'muon', 'sgd']
+ScheduleName = Literal['halve', 'cosine', 'constant']
 
 
 @dataclasses.dataclass(frozen=True)
 class OptimConfig:
-    """Settings of the optimiser. The defaults are those of FMEN, as reported by third parties."""
+    """Settings of the optimizer. The defaults are those of FMEN, as reported by third parties."""
 
-    name: Literal['adam', 'adamw', 'lion', 'muon', 'sgd'] = 'adam'
-    """Optimiser, from optax. 'muon' orthogonalises the updates of the convolution kernels between
+    name: OptimizerName = 'adam'
+    """Optimizer, from optax. 'muon' orthogonalizes the updates of the convolution kernels between
     head and tail, and updates all other parameters with Adam, both with Nesterov momentum."""
     learning_rate: float = 5e-4
     """Learning rate after the warm-up."""
-    schedule: Literal['halve', 'cosine', 'constant'] = 'halve'
+    schedule: ScheduleName = 'halve'
     """Learning-rate schedule: 'halve' halves the rate after each of `parts` equal parts of the run,
     'cosine' decays it along a cosine to `floor` times `learning_rate`, and 'constant' does not
     change it."""
@@ -36,16 +39,30 @@ class OptimConfig:
     eps: float = 1e-8
     """Constant added to the square root of the second moment, for adam and adamw."""
     beta: float = 0.95
-    """Momentum of the orthogonalised updates, for muon."""
+    """Momentum of the orthogonalized updates, for muon."""
     weight_decay: float = 0.0
-    """Weight decay, for adamw, lion and muon. For muon it applies to the orthogonalised kernels."""
+    """Weight decay, for adamw, lion and muon. For muon it applies to the orthogonalized kernels."""
     clip_norm: float = 0.0
     """Maximum global norm of the gradients; larger ones are scaled down to it. 0 means no limit."""
+
+    def __post_init__(self) -> None:
+        check_choice('optim.name', self.name, get_args(OptimizerName))
+        check_choice('optim.schedule', self.schedule, get_args(ScheduleName))
+        check_range('optim.parts', self.parts, least=1)
+        for name in ('learning_rate', 'floor', 'warmup_steps', 'eps', 'weight_decay', 'clip_norm'):
+            check_range(f'optim.{name}', getattr(self, name), least=0)
+        for name in ('b1', 'b2', 'beta'):
+            check_range(f'optim.{name}', getattr(self, name), least=0, below=1)
+        if self.weight_decay and self.name in ('adam', 'sgd'):
+            raise InputError(
+                f'optim.weight_decay is {self.weight_decay}, but {self.name} has no weight decay: '
+                'choose adamw, lion or muon, or set it to 0.'
+            )
 
 
 def make_schedule(config: OptimConfig, steps: int) -> optax.Schedule:
     """Return the learning rate as a function of the step number, for a run of `steps` steps."""
-    decay = max(steps - config.warmup_steps, 1)
+    decay = steps - config.warmup_steps
     rate = config.learning_rate
     if config.schedule == 'constant':
         schedule = optax.constant_schedule(rate)
@@ -62,15 +79,7 @@ def make_schedule(config: OptimConfig, steps: int) -> optax.Schedule:
 
 
 def make_optimizer(config: OptimConfig, steps: int) -> optax.GradientTransformation:
-    """Return the optimiser for a run of `steps` steps.
-
-    Raises:
-      InputError: If the settings contradict each other.
-    """
-    if config.warmup_steps >= steps:
-        raise InputError(f'warmup_steps is {config.warmup_steps}, but the run has {steps} steps.')
-    if config.weight_decay and config.name in ('adam', 'sgd'):
-        raise InputError(f'weight_decay is {config.weight_decay}, but {config.name} has none.')
+    """Return the optimizer for a run of `steps` steps."""
     schedule = make_schedule(config, steps)
     makers = {
         'adam': lambda: optax.adam(schedule, config.b1, config.b2, config.eps),
@@ -89,7 +98,7 @@ def make_optimizer(config: OptimConfig, steps: int) -> optax.GradientTransformat
     return optimizer
 
 
-# Root mean square of the update of an orthogonalised kernel, before it is multiplied by the
+# Root mean square of the update of an orthogonalized kernel, before it is multiplied by the
 # learning rate. It is close to that of Adam's updates, so that the same learning rate suits both
 # (Liu et al., arXiv 2502.16982).
 _MUON_RMS = 0.2

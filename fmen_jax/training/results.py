@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -31,19 +32,24 @@ def first_variables(experiment: Experiment) -> Params:
         return initial_variables(e.model, e.graph, seed=e.seed, start=e.start)
     net = load(e.init_from)
     net = net.fold() if e.graph == 'deploy' else net
-    same = dataclasses.replace(e.model, scale=net.config.scale)
-    if net.config != same or (net.graph == 'deploy') != (e.graph == 'deploy'):
+    model: Any = e.model
+    expected = dataclasses.replace(model, scale=net.config.scale)
+    if net.config != expected:
         raise InputError(
-            f'init_from {e.init_from} is a {"deploy" if net.graph == "deploy" else "train"} graph '
-            f'of {net.config}; expected one of {same}'
-            + (', or --graph deploy.' if net.graph == 'deploy' else '.')
+            f'init_from: {e.init_from} contains weights of {net.config}; expected those of '
+            f'{expected}.'
         )
-    given = jax.tree.map(
+    if net.graph == 'deploy' and e.graph != 'deploy':
+        raise InputError(
+            f'init_from: {e.init_from} contains folded weights, which cannot be trained in the '
+            f'graph {e.graph!r}: train them by --graph deploy, or choose weights before folding.'
+        )
+    variables = jax.tree.map(
         lambda a: np.asarray(a, np.float32 if a.dtype.kind == 'f' else a.dtype), net.variables
     )
-    params = given['params']
+    params = variables['params']
     params['tail_0'] = resized_tail(params['tail_0'], net.config.scale, e.model.scale)
-    return given
+    return variables
 
 
 def train_network(experiment: Experiment, state: TrainState) -> Network:

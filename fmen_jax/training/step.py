@@ -5,7 +5,7 @@ Images are [N, H, W, C], uint8 or float, in 0..255. The loss is computed in the 
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import flax.linen as nn
 import flax.struct
@@ -15,7 +15,8 @@ import optax
 from jax import Array, lax
 from jax.sharding import Mesh
 
-from fmen_jax.models.layers import KEPT, Graph, Params
+from fmen_jax.errors import check_choice, check_range
+from fmen_jax.models.layers import SAVED, Graph, Params
 from fmen_jax.runtime import devices
 from fmen_jax.training.state import TrainState
 
@@ -25,11 +26,17 @@ Batch = dict[str, Array]
 is the same sum in both, in a different order."""
 
 
+Loss = Literal['l1', 'l2', 'charbonnier']
+Dtype = Literal['auto', 'float32', 'bfloat16', 'float64']
+Remat = Literal['auto', 'none', 'cheap', 'full']
+Statistics = Literal['global', 'device']
+
+
 @dataclasses.dataclass(frozen=True)
 class StepConfig:
     """Settings of a training step."""
 
-    loss: Literal['l1', 'l2', 'charbonnier'] = 'l1'
+    loss: Loss = 'l1'
     """Loss: the mean of |error| (l1), error^2 (l2) or sqrt(error^2 + 1e-6) (charbonnier)."""
     ema_decay: float = 0.0
     """Decay rate of the exponential moving average of the parameters. The averaged parameters are
@@ -37,11 +44,11 @@ class StepConfig:
     accumulate: int = 1
     """Number of parts into which a batch is split to save memory. Gradients are averaged over the
     parts; batch norms compute their statistics for each part separately."""
-    dtype: Literal['auto', 'float32', 'bfloat16', 'float64'] = 'auto'
+    dtype: Dtype = 'auto'
     """Dtype of images and activations. Parameters, batch statistics and the loss keep the dtype of
     the variables. 'auto' is bfloat16 on TPUs, which multiply in bfloat16 anyway, and float32
     elsewhere. On a CPU, bfloat16 requires AVX512-BF16 or AMX; other CPUs use float32 instead."""
-    remat: Literal['auto', 'none', 'cheap', 'full'] = 'auto'
+    remat: Remat = 'auto'
     """Intermediate results that the backward pass recomputes instead of storing: none of them
     ('none'), all except convolutions and batch statistics ('cheap'), or all ('full'). 'auto' is
     'cheap' on a CPU and 'none' elsewhere (docs/tpu.md)."""
@@ -49,10 +56,19 @@ class StepConfig:
     """Number of adjacent pixels of a row that are packed into the channel dimension. Does not
     change the result; 2 fills the lanes of a TPU (docs/tpu.md). 0 means 2 on TPUs if the patch
     size is even and the graph is not 'expanded', and 1 otherwise."""
-    statistics: Literal['global', 'device'] = 'global'
+    statistics: Statistics = 'global'
     """Batch over which batch norms compute their statistics: the global batch, as on a single
     device, or the part on each device, which needs one exchange between devices per step instead
     of 31."""
+
+    def __post_init__(self) -> None:
+        check_choice('step.loss', self.loss, get_args(Loss))
+        check_choice('step.dtype', self.dtype, get_args(Dtype))
+        check_choice('step.remat', self.remat, get_args(Remat))
+        check_choice('step.statistics', self.statistics, get_args(Statistics))
+        check_range('step.ema_decay', self.ema_decay, least=0, below=1)
+        check_range('step.accumulate', self.accumulate, least=1)
+        check_range('step.packed', self.packed, least=0)
 
     def on(self, backend: str, graph: Graph = 'collapsed', patch: int = 2) -> 'StepConfig':
         """Return these settings with every 'auto' resolved for a backend: 'tpu', 'gpu' or 'cpu'."""
@@ -74,7 +90,7 @@ class Metrics(flax.struct.PyTreeNode):
     gradient_norm: Array
 
 
-def loss_of(error: Array, name: str) -> Array:
+def loss_of(error: Array, name: Loss) -> Array:
     """Return the mean loss of an error [N, H, W, C], computed in at least float32."""
     error = error.astype(jnp.promote_types(error.dtype, jnp.float32))
     if name == 'l1':
@@ -97,7 +113,7 @@ def make_train_step(
     """
     config = config.on(jax.default_backend())
     dtype = jnp.dtype(config.dtype)
-    kept = (KEPT,) if config.remat == 'cheap' else ()
+    saved_for_backward = (SAVED,) if config.remat == 'cheap' else ()
 
     def forward(params: Params, batch_stats: Params, lr: Array) -> tuple[Array, Any]:
         variables = {'params': params, 'batch_stats': batch_stats}
@@ -105,7 +121,7 @@ def make_train_step(
         return output, update.get('batch_stats', {})
 
     def loss(params: Params, batch_stats: Params, batch: Batch) -> tuple[Array, Params]:
-        policy = jax.checkpoint_policies.save_only_these_names(*kept)
+        policy = jax.checkpoint_policies.save_only_these_names(*saved_for_backward)
         run = forward if config.remat == 'none' else jax.checkpoint(forward, policy=policy)
         # Without the barrier, libtpu 0.0.42 moves the conversion into the gradient of the first
         # convolution, and crashes on it with four patches per chip.
@@ -138,8 +154,9 @@ def make_train_step(
         (value, batch_stats), gradients = run(state.params, state.batch_stats, batch)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params: Any = optax.apply_updates(state.params, updates)
-        keep = config.ema_decay
-        ema: Any = optax.incremental_update(params, state.ema, 1 - keep) if state.ema else {}
+        ema: Any = {}
+        if state.ema:
+            ema = optax.incremental_update(params, state.ema, 1 - config.ema_decay)
         new = TrainState(
             step=state.step + 1,
             params=params,

@@ -38,20 +38,25 @@ class Validation:
         }
         if len({Path(folder).name for folder in folders}) < len(self._folders):
             raise InputError(
-                f'data.validation names folders of the same name, {", ".join(folders)}: their '
-                'figures could not be told apart; rename one.'
+                f'data.validation contains folders of the same name, {", ".join(folders)}. The log '
+                'distinguishes folders by name: rename one of them.'
             )
         for pairs in self._folders.values():
             scoring.check(pairs, scale=scale, protocol=self._protocol)
         self._upscaler = upscaler
 
     def __bool__(self) -> bool:
+        """Return whether there is anything to score."""
         return bool(self._folders)
 
-    def __call__(self, network: Network, step: int, log: Log) -> float | None:
-        """Log the PSNR in dB of each folder and return their mean, or None without folders."""
-        if not self:
-            return None
+    def __call__(
+        self, network: Network, step: int, log: Log, stopping: Callable[[], bool]
+    ) -> float | None:
+        """Log the PSNR in dB of each folder and return their mean.
+
+        `stopping` is called before each image. If it returns True, nothing is logged, and the
+        result is None.
+        """
         upscale = self._upscaler(network)
         scale = network.config.scale
         means: dict[str, float] = {}
@@ -59,13 +64,22 @@ class Validation:
         for folder, pairs in self._folders.items():
             name = Path(folder).name
             show = partial(self._show, {pair.name for pair in pairs[:_SHOWN]}, name, step, log)
-            scores = list(
-                scoring.evaluate(upscale, pairs, scale=scale, protocol=self._protocol, inspect=show)
-            )
+            scores: list[scoring.ImageScore] = []
+            for pair in pairs:
+                if stopping():
+                    return None
+                scores += scoring.evaluate(
+                    upscale, [pair], scale=scale, protocol=self._protocol, inspect=show
+                )
             means[name] = float(np.mean([score.psnr for score in scores]))
             bicubic[name] = float(np.mean([score.bicubic_psnr for score in scores]))
         log.record(step, validation_psnr=means, bicubic_psnr=bicubic)
         return float(np.mean([*means.values()]))
+
+    def logged(self, step: int, log: Log) -> float | None:
+        """Return what an earlier call for this step and log returned; None if none finished."""
+        means = log.find(step, 'validation_psnr')
+        return None if means is None else float(np.mean([*means.values()]))
 
     def _show(
         self,

@@ -1,16 +1,11 @@
-"""Published weights: their addresses and hashes, and the download."""
+"""Published weights: their addresses and hashes, and their download with pooch."""
 
 import dataclasses
-import http.client
-import urllib.error
-import urllib.request
-from collections.abc import Callable
+import logging
 from pathlib import Path
 
-import filelock
-
 from fmen_jax.errors import DownloadError, InputError
-from fmen_jax.files import cache_folder, sha256
+from fmen_jax.files import cache_folder
 
 _RAW = 'https://raw.githubusercontent.com'
 _NTIRE = f'{_RAW}/ofsoundof/NTIRE2022_ESR/044c9300a60595a11c4a921d335f5694187c17d0/model_zoo'
@@ -55,91 +50,60 @@ PUBLISHED = {
 }
 
 
-def download(
-    name: str,
-    *,
-    url: str | None = None,
-    report: Callable[[int, int], None] | None = None,
-) -> Path:
+def download(name: str, *, url: str | None = None, progress: bool = False) -> Path:
     """Return the path of a published checkpoint in the cache; download it on first use.
 
-    An interrupted download is resumed where it stopped. The file gets its final name only after its
-    hash has been verified.
+    The file gets its final name only after its hash has been verified. A file of that name with
+    another hash is replaced.
 
     Args:
       name: a key of PUBLISHED.
       url: another URL of the same file, such as a mirror.
-      report: called with the number of bytes received and the total number (0 if unknown).
+      progress: whether to show a progress bar on standard error.
 
     Raises:
-      InputError: the name is unknown, or `url` is not an HTTP address.
-      DownloadError: the file could not be fetched, or its hash is not the expected one.
+      InputError: If the name is unknown, or `url` is not an HTTP address.
+      DownloadError: If the file could not be fetched, or its hash is not the expected one.
     """
     if name not in PUBLISHED:
-        raise InputError(f'no published weights are named {name!r}; there are {_names()}.')
+        raise InputError(
+            f'no published weights are named {name!r}; there are {", ".join(PUBLISHED)}.'
+        )
     published = PUBLISHED[name]
     path = cache_folder() / (name + Path(published.filename).suffix)
-    by_hand = f'By hand: put {published.filename} from {published.url} at {path}'
+    return fetch(published, path, option='--weights', url=url, progress=progress)
+
+
+def fetch(
+    published: Published, path: Path, *, option: str, url: str | None = None, progress: bool = False
+) -> Path:
+    """Download a published file to `path`, unless it is already there, and return the path.
+
+    Args:
+      published: where the file comes from, and its hash.
+      path: where it is stored.
+      option: option of the command line that takes the file from elsewhere, for messages.
+      url: another URL of the same file, such as a mirror.
+      progress: whether to show a progress bar on standard error.
+
+    Raises:
+      InputError: If `url` is not an HTTP address.
+      DownloadError: If the file could not be fetched, or its hash is not the expected one.
+    """
     source = url or published.url
     if not source.startswith(('https://', 'http://')):
         raise InputError(f'{source} is not an address; expected https://... or http://...')
-    if path.exists():
-        if (found := sha256(path)) == published.sha256:
-            return path
-        raise DownloadError(
-            f'{path} is not {name}: SHA-256 is {found}, expected {published.sha256}. '
-            'Delete the file and try again.'
-        )
-    part = path.with_name(path.name + '.part')
+    import pooch
+
+    pooch.get_logger().setLevel(logging.WARNING)  # it reports every download on standard error
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with filelock.FileLock(f'{path}.lock'):
-            if not path.exists():  # another process may have downloaded it meanwhile
-                _fetch(source, part, report)
-                _keep(part, path, name, source)
-    except DownloadError:
-        raise
-    except (http.client.HTTPException, OSError) as error:
+        pooch.retrieve(
+            source, f'sha256:{published.sha256}', path.name, path.parent, progressbar=progress
+        )
+    except (OSError, ValueError) as error:  # also those of requests; a wrong hash is a ValueError
         raise DownloadError(
-            f'{source} could not be fetched: {error}. Try again to go on where it stopped. '
-            f'{by_hand}, or give --weights FILE.'
+            f'{source} could not be downloaded: {error}. To install the file by hand, put '
+            f'{published.filename} from {published.url} at {path}, or pass another file as '
+            f'{option} FILE.'
         ) from error
     return path
-
-
-def _keep(part: Path, path: Path, name: str, source: str) -> None:
-    """Rename `part` to `path` if it has the expected hash, else delete it."""
-    expected = PUBLISHED[name].sha256
-    if (found := sha256(part)) != expected:
-        part.unlink()
-        raise DownloadError(
-            f'{source} is not {name}: SHA-256 is {found}, expected {expected}. Nothing was kept.'
-        )
-    part.replace(path)
-
-
-def _names() -> str:
-    return ', '.join(PUBLISHED)
-
-
-def _fetch(url: str, part: Path, report: Callable[[int, int], None] | None) -> None:
-    """Download the rest of `part`, starting after the bytes that it already has."""
-    done = part.stat().st_size if part.exists() else 0
-    request = urllib.request.Request(url, headers={'Range': f'bytes={done}-'} if done else {})
-    try:
-        response = urllib.request.urlopen(request, timeout=30)
-    except urllib.error.HTTPError as error:
-        if error.code != 416:
-            raise
-        return  # The range is empty: the file should be complete, which its hash verifies.
-    with response, part.open('ab' if response.status == 206 else 'wb') as file:
-        done = file.tell()
-        length = int(response.headers.get('Content-Length') or 0)
-        total = done + length if length else 0
-        while chunk := response.read(1 << 16):
-            file.write(chunk)
-            done += len(chunk)
-            if report:
-                report(done, total)
-    if done < total:
-        raise OSError(f'the connection ended after {done} of {total} bytes')

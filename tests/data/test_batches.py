@@ -165,7 +165,7 @@ def test_the_eight_symmetries() -> None:
 def test_faults(source: Source, tmp_path: Path) -> None:
     with pytest.raises(InputError, match='2 pictures are smaller than a patch of 30 LR pixels'):
         Batches([source], dataclasses.replace(CONFIG, patch=30))
-    with pytest.raises(InputError, match='a batch of 12 cannot be shared by 5 processes'):
+    with pytest.raises(InputError, match='pipeline.batch is 12, which 5 processes cannot share'):
         Batches([source], CONFIG, processes=5)
     other = open_source(prepare(tmp_path / 'photos', 3))
     with pytest.raises(InputError, match=r'scales \[2, 3\]; expected one'):

@@ -78,7 +78,7 @@ def test_pictures_come_out_as_they_went_in(zips: Path, tmp_path: Path) -> None:
     source = open_source(tmp_path / 'out')
     assert {source.pixels(k)[1].tobytes() for k in range(3)} == set(found)
     assert prepare('div2k/bicubic_x4', 4) == prepare('div2k/bicubic_x4', 4)
-    with pytest.raises(InputError, match=r'has scale 4, but 2 is asked for'):
+    with pytest.raises(InputError, match=r'has scale 4, but the requested scale is 2'):
         prepare('div2k/bicubic_x4', 2)
 
 
@@ -87,12 +87,12 @@ def test_zips_that_are_not_the_official_ones(zips: Path, monkeypatch: pytest.Mon
     path = zips / 'DIV2K_train_HR.zip'
     whole = path.read_bytes()
     path.write_bytes(whole[:-1])
-    with pytest.raises(InputError, match=r'DIV2K_train_HR.zip has SHA-256 .*; the official file'):
+    with pytest.raises(InputError, match=r'DIV2K_train_HR.zip has SHA-256 .*, but that of'):
         div2k.open_set('div2k/bicubic_x4')
     with zipfile.ZipFile(path, 'w') as archive:
         archive.writestr('DIV2K_train_HR/0001.png', b'')
     accept(zips, monkeypatch)
-    with pytest.raises(InputError, match=r'2 pictures are in one only, such as 0002'):
+    with pytest.raises(InputError, match=r'2 pictures are in only one of the .*, such as 0002'):
         div2k.open_set('div2k/bicubic_x4')
 
 

@@ -54,5 +54,5 @@ def test_faults_of_folders(tmp_path: Path) -> None:
         load_pair(find_pairs(folder, 2)[0], 2)
     folder = lay_out(tmp_path / 'deep', 'EDSR')
     save(folder / 'HR/a.png', PHOTO[..., 0].astype(np.uint16) * 257)
-    with pytest.raises(InputError, match='a.png: is not 8 bit'):
+    with pytest.raises(InputError, match='a.png: the image is not 8 bit'):
         load_pair(find_pairs(folder, 2)[0], 2)

@@ -57,7 +57,7 @@ def test_a_named_folder_is_not_overwritten_by_other_pictures(tmp_path: Path) -> 
     with pytest.raises(InputError, match='was prepared from other pictures or settings'):
         prepare(folder, 3, output=output)
     assert open_source(output).scale == 2
-    with pytest.raises(InputError, match='holds something else: name a new or empty folder'):
+    with pytest.raises(InputError, match='contains something other than a prepared source'):
         prepare(folder, 2, output=folder)
     assert sorted(path.name for path in folder.iterdir()) == ['a.png', 'b.png']
 
@@ -85,5 +85,5 @@ def test_what_is_not_a_prepared_source(tmp_path: Path) -> None:
     output = prepare(lay_out(tmp_path / 'photos', 'HR alone'), 2, output=tmp_path / 'prepared')
     with (output / 'hr.u8').open('r+b') as file:
         file.truncate(1000)
-    with pytest.raises(InputError, match=r'is not whole: its files have \[6048, 1000\] bytes'):
+    with pytest.raises(InputError, match=r'is incomplete: its files have \[6048, 1000\] bytes'):
         open_source(output)

@@ -19,8 +19,8 @@ from tests.helpers import lay_out, run_cli
 def test_rows_are_counted_and_measured() -> None:
     small = FMENConfig(n_feats=6, mid_feats=6, down_blocks=1, up_blocks=(1, 1))
     entries = [
-        cost_table.Entry('a', small),
-        cost_table.Entry('b', RFDNConfig(n_feats=8, blocks=1), psnr=30.0),
+        cost_table.CostEntry('a', small),
+        cost_table.CostEntry('b', RFDNConfig(n_feats=8, blocks=1), psnr=30.0),
     ]
     rounds = []
     first, second = cost_table.compare(

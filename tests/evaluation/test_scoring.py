@@ -25,12 +25,19 @@ WEIGHTS = {
     'rfdn': 'e_rfdn_x4.pth',
     'rlfn': 'rlfn_x4_ntire2022.pth',
 }
+LONG = [('rfdn', 'Set14'), ('rlfn', 'Set14')]
 
 
 @pytest.mark.parity
 @pytest.mark.slow
-@pytest.mark.parametrize('data', ['Set5', 'Set14'])
-@pytest.mark.parametrize('name', WEIGHTS)
+@pytest.mark.parametrize(
+    ('name', 'data'),
+    [
+        pytest.param(name, data, marks=pytest.mark.exhaustive if (name, data) in LONG else ())
+        for name in WEIGHTS
+        for data in ('Set5', 'Set14')
+    ],
+)
 def test_published_figures_of_every_picture(
     name: str, data: str, shared: Callable[[str], Path]
 ) -> None:
@@ -64,7 +71,7 @@ run = functools.partial(run_cli, 'evaluate')
 
 def test_command_line(weights: Path, tmp_path: Path, capsys: Any) -> None:
     bench = lay_out(tmp_path / 'bench', 'EDSR')
-    outputs = [tmp_path / f'scores.{ending}' for ending in ('json', 'csv', 'md', 'png')]
+    outputs = [tmp_path / f'scores.{extension}' for extension in ('json', 'csv', 'md', 'png')]
     options = zip(('--json', '--csv', '--markdown', '--sheet'), outputs, strict=True)
     args = ('--weights', weights, '--data', bench, '--protocol', 'y')
     assert run(*args, *(part for option in options for part in option)) == 0
@@ -104,7 +111,7 @@ def test_faults_are_found_before_the_work(weights: Path, tmp_path: Path, capsys:
     for args, message in [
         (('-d', bench, tmp_path / 'none'), 'none: no such folder'),
         (('-d', bench, '-p', 'luma'), "no protocol is named 'luma'"),
-        (('-d', bench, '--sheet', tmp_path / 'sheet.gif'), "ending '.gif'"),
+        (('-d', bench, '--sheet', tmp_path / 'sheet.gif'), "extension '.gif'"),
     ]:
         assert run('-w', weights, *args, '--json', tmp_path / 'x.json') == 2
         captured = capsys.readouterr()

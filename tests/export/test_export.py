@@ -86,7 +86,10 @@ def test_faults(weights: Path, tmp_path: Path, capsys: Any) -> None:
     assert run_cli('export', weights, '-o', tmp_path / 'a.tflite') == 2
     assert "'.tflite' is not that of an exported network" in capsys.readouterr().err
     assert run_cli('export', weights, '-o', tmp_path / 'a.pth', '--shape', 1, 2, 3) == 2
-    assert 'a fixed shape is for .onnx' in capsys.readouterr().err
+    assert 'a fixed shape is supported for .onnx only' in capsys.readouterr().err
+    for option in (('--key-style', 'github'), ('--no-fold',)):
+        assert run_cli('export', weights, '-o', tmp_path / 'a.onnx', *option) == 2
+        assert '--no-fold are supported for checkpoints only' in capsys.readouterr().err
     rival = zoo.config('rlfn')
-    with pytest.raises(Exception, match='the ONNX export knows FMEN, not RLFNConfig'):
+    with pytest.raises(Exception, match='the ONNX export does not support RLFNConfig'):
         to_onnx(Network(rival, 'deploy', {}))

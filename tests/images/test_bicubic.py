@@ -13,8 +13,8 @@ import pytest
 
 from fmen_jax.data.pairs import find_pairs
 from fmen_jax.errors import InputError
-from fmen_jax.images import rgb8
 from fmen_jax.images.bicubic import CONVENTIONS, imresize
+from fmen_jax.images.read import read_rgb8
 from tests.helpers import assert_close
 
 
@@ -23,7 +23,7 @@ def pairs(folder: Path, scale: int) -> list[tuple[np.ndarray, np.ndarray]]:
     found = []
     for pair in find_pairs(folder, scale):
         assert pair.lr
-        hr, lr = rgb8.read(pair.hr).pixels, rgb8.read(pair.lr).pixels
+        hr, lr = read_rgb8(pair.hr), read_rgb8(pair.lr)
         height, width = (size // scale * scale for size in hr.shape[:2])
         found.append((hr[:height, :width], lr))
     return found
@@ -69,11 +69,11 @@ def reference(image: np.ndarray, scale: float, size: int, mirror: bool) -> np.nd
     rows = len(image)
     stretch = max(1 / scale, 1)
     for i in range(size):
-        centre = (i + 0.5) / scale - 0.5
-        taps = range(int(np.floor(centre - 2 * stretch)), int(np.ceil(centre + 2 * stretch)) + 1)
+        center = (i + 0.5) / scale - 0.5
+        taps = range(int(np.floor(center - 2 * stretch)), int(np.ceil(center + 2 * stretch)) + 1)
         total = 0.0
         for j in taps:
-            t = abs(centre - j) / stretch
+            t = abs(center - j) / stretch
             w = 1.5 * t**3 - 2.5 * t**2 + 1 if t <= 1 else -0.5 * t**3 + 2.5 * t**2 - 4 * t + 2
             w *= t < 2
             source = j % (2 * rows) if mirror else min(max(j, 0), rows - 1)
@@ -160,7 +160,7 @@ def test_exact_ties_round_up(factor: int) -> None:
         (np.zeros((4, 4, 3), np.uint16), {}, 'image is uint16'),
         (np.zeros((4, 4, 3)), {'convention': 'pil'}, "no convention 'pil'; there are edsr, selfex"),
         (np.zeros((4, 4, 3)), {'scale': -1}, 'scale is -1; expected a factor above 0'),
-        (np.zeros((99, 4, 3), np.uint8), {'scale': 1 / 33}, 'shrink by 31 at most'),
+        (np.zeros((99, 4, 3), np.uint8), {'scale': 1 / 33}, 'by a factor of 31 at most'),
     ],
 )
 def test_bad_input(image: Any, options: dict[str, Any], message: str) -> None:

@@ -50,8 +50,8 @@ def saved(path: Path, pixels: np.ndarray, **options: Any) -> Path:
 
 
 def with_channels(channels: int, dtype: Any) -> np.ndarray:
-    colour = PHOTO if channels > 2 else PHOTO[..., :1]
-    pixels = np.concatenate([colour, ALPHA], -1) if channels in (2, 4) else colour
+    color = PHOTO if channels > 2 else PHOTO[..., :1]
+    pixels = np.concatenate([color, ALPHA], -1) if channels in (2, 4) else color
     if dtype == np.uint8:
         return pixels
     if dtype == np.float32:
@@ -61,7 +61,7 @@ def with_channels(channels: int, dtype: Any) -> np.ndarray:
 
 
 @pytest.mark.parametrize(
-    ('ending', 'dtype', 'channels'),
+    ('extension', 'dtype', 'channels'),
     [
         *itertools.product(['.png'], [np.uint8, np.uint16], [1, 2, 3, 4]),
         *itertools.product(['.tif'], [np.uint8, np.uint16, np.float32], [1, 2, 3, 4]),
@@ -69,20 +69,20 @@ def with_channels(channels: int, dtype: Any) -> np.ndarray:
     ],
 )
 def test_depth_and_channels_are_kept(
-    channels: int, ending: str, dtype: Any, tmp_path: Path, upscaler: Upscaler
+    channels: int, extension: str, dtype: Any, tmp_path: Path, upscaler: Upscaler
 ) -> None:
     pixels = with_channels(channels, dtype)
     source = saved(
-        tmp_path / f'a{ending}',
+        tmp_path / f'a{extension}',
         pixels,
-        **({'lossless': True, 'exact': True} if ending == '.webp' else {}),
+        **({'lossless': True, 'exact': True} if extension == '.webp' else {}),
     )
-    found = upscaled(source, tmp_path / f'b{ending}', upscaler)
+    found = upscaled(source, tmp_path / f'b{extension}', upscaler)
     expected = upscaler(filled(pixels) if channels in (2, 4) else pixels)
     assert (found.bands, found.width, found.height) == (channels, 62, 48)
     array = found.numpy().reshape(48, 62, channels)
     assert array.dtype == dtype
-    if ending == '.webp' and channels == 4:  # it forgets the colour of hidden pixels
+    if extension == '.webp' and channels == 4:  # it forgets the color of hidden pixels
         seen = expected[..., 3] > 0
         np.testing.assert_array_equal(array[seen], expected[seen])
     else:
@@ -137,8 +137,8 @@ def test_orientation_is_applied_once(orientation: int, tmp_path: Path, upscaler:
         assert found.getexif()[0x010F] == 'a maker'
 
 
-@pytest.mark.parametrize('ending', ['.png', '.jpg', '.tif', '.webp'])
-def test_profile_exif_and_xmp_are_kept(ending: str, tmp_path: Path, upscaler: Upscaler) -> None:
+@pytest.mark.parametrize('extension', ['.png', '.jpg', '.tif', '.webp'])
+def test_profile_exif_and_xmp_are_kept(extension: str, tmp_path: Path, upscaler: Upscaler) -> None:
     icc = PIL.ImageCms.ImageCmsProfile(PIL.ImageCms.createProfile('sRGB')).tobytes()
     exif = PIL.Image.Exif()
     exif[0x013B] = 'an artist'
@@ -147,24 +147,24 @@ def test_profile_exif_and_xmp_are_kept(ending: str, tmp_path: Path, upscaler: Up
     PIL.Image.fromarray(PHOTO).save(data, 'jpeg', icc_profile=icc, exif=exif, dpi=(144, 144))
     image: Any = pyvips.Image.new_from_buffer(data.getvalue(), '').copy()
     image.set_type(pyvips.GValue.blob_type, 'xmp-data', xmp)
-    image.write_to_file(str(tmp_path / f'a{ending}'))
-    found = upscaled(tmp_path / f'a{ending}', tmp_path / f'b{ending}', upscaler)
+    image.write_to_file(str(tmp_path / f'a{extension}'))
+    found = upscaled(tmp_path / f'a{extension}', tmp_path / f'b{extension}', upscaler)
     assert found.get('icc-profile-data') == icc
     assert xmp in found.get('xmp-data')
-    if ending != '.tif':  # libvips writes no EXIF there
-        with PIL.Image.open(tmp_path / f'b{ending}') as picture:
+    if extension != '.tif':  # libvips writes no EXIF there
+        with PIL.Image.open(tmp_path / f'b{extension}') as picture:
             assert picture.getexif()[0x013B] == 'an artist'
-    if ending != '.webp':
+    if extension != '.webp':
         assert found.xres == pytest.approx(144 / 25.4, rel=0.01)
 
 
 def test_formats_with_fewer_bits_and_options(tmp_path: Path, upscaler: Upscaler) -> None:
     source = saved(tmp_path / 'a.png', with_channels(3, np.uint16))
     expected = upscaler(with_channels(3, np.uint16)) / 257
-    for ending, error in (('.jpg', 6), ('.webp', 0.51), ('.avif', 12)):
-        found = upscaled(source, tmp_path / f'b{ending}', upscaler).numpy()
+    for extension, error in (('.jpg', 6), ('.webp', 0.51), ('.avif', 12)):
+        found = upscaled(source, tmp_path / f'b{extension}', upscaler).numpy()
         assert found.dtype == np.uint8
-        assert np.abs(found - expected).mean() <= error, ending
+        assert np.abs(found - expected).mean() <= error, extension
     sizes = [
         (upscaled(source, tmp_path / f'{q}.jpg', upscaler, quality=q), tmp_path / f'{q}.jpg')[1]
         .stat()
@@ -176,7 +176,7 @@ def test_formats_with_fewer_bits_and_options(tmp_path: Path, upscaler: Upscaler)
     assert upscaled(real, tmp_path / 'f.png', upscaler).numpy().dtype == np.uint8
 
 
-def test_hidden_colour_does_not_bleed(tmp_path: Path, upscaler: Upscaler) -> None:
+def test_hidden_color_does_not_bleed(tmp_path: Path, upscaler: Upscaler) -> None:
     pixels = np.full((20, 20, 4), 200, np.uint8)
     pixels[:, 10:, :3] = 0  # black, but not to be seen
     pixels[:, :10, 3], pixels[:, 10:, 3] = 255, 0
@@ -200,7 +200,7 @@ def test_constant_alpha_needs_no_network(tmp_path: Path, upscaler: Upscaler) -> 
 
 @pytest.mark.parametrize('kind', ['empty', 'text', 'truncated', 'animated', 'bomb', 'complex'])
 def test_faults_are_one_clear_error(kind: str, tmp_path: Path, upscaler: Upscaler) -> None:
-    path, message = tmp_path / 'a.png', 'not a whole, readable picture'
+    path, message = tmp_path / 'a.png', 'the file is not a complete, readable image'
     saved(path, skimage.data.astronaut())
     whole = path.read_bytes()
     if kind == 'empty':
@@ -216,13 +216,13 @@ def test_faults_are_one_clear_error(kind: str, tmp_path: Path, upscaler: Upscale
         frames[0].save(path, save_all=True, append_images=frames[1:])
         message = 'has 2 pages'
     elif kind == 'bomb':
-        header = whole[:16] + (3_000_000).to_bytes(4) * 2 + whole[24:29]
+        header = whole[:16] + (40_000).to_bytes(4) * 2 + whole[24:29]
         path.write_bytes(header + zlib.crc32(header[12:29]).to_bytes(4) + whole[33:])
         message = 'at most 1,000,000,000 are allowed'
     else:
         path = tmp_path / 'a.tif'
         pyvips.Image.black(4, 4).cast('int').write_to_file(str(path))
-        message = 'has pixels of type int'
+        message = 'the pixels are of type int'
     good = saved(tmp_path / 'good.png', PHOTO)
     items = [Item(path, tmp_path / 'x.png'), Item(good, tmp_path / 'y.png')]
     results = {result.item.source: result for result in jobs.run(items, upscaler)}
@@ -234,12 +234,49 @@ def test_faults_are_one_clear_error(kind: str, tmp_path: Path, upscaler: Upscale
     assert names - {'a.png', path.name} == {'good.png', 'y.png'}  # nothing is left over
 
 
+def claiming(path: Path, height: int, width: int, **options: Any) -> Path:
+    """A JPEG whose header claims a size, with the data of a small picture."""
+    data = io.BytesIO()
+    PIL.Image.fromarray(PHOTO).save(data, 'jpeg', **options)
+    whole = data.getvalue()
+    frame = re.search(rb'\xff[\xc0\xc2]\0\x11\x08', whole)
+    assert frame
+    sides = height.to_bytes(2) + width.to_bytes(2)
+    path.write_bytes(whole[: frame.end()] + sides + whole[frame.end() + 4 :])
+    return path
+
+
+def test_a_claim_of_more_pixels_than_the_file_can_hold(tmp_path: Path) -> None:
+    """libjpeg would invent 900 million pixels, and these be rotated by way of a file on disk."""
+    exif = PIL.Image.Exif()
+    exif[0x0112] = 6
+    with pytest.raises(InputError, match=r'claims 30000x30000 pixels, more than a file of [\d,]+'):
+        open_picture(claiming(tmp_path / 'a.jpg', 30_000, 30_000, exif=exif))
+    assert open_picture(claiming(tmp_path / 'b.jpg', 24, 31)).size == (31, 24)
+
+
+@pytest.mark.parametrize('extension', ['.png', '.jpg'])
+def test_the_densest_pictures_are_not_refused(extension: str, tmp_path: Path) -> None:
+    """Of one color, and as small as libvips makes them."""
+    blank: Any = pyvips.Image.black(4000, 4000)
+    smallest = {
+        '.png': {'bitdepth': 1, 'compression': 9},
+        '.jpg': {'Q': 1, 'optimize_coding': True},
+    }
+    for interlaced in (False, True):
+        path = tmp_path / f'{interlaced}{extension}'
+        blank.copy(interpretation='b-w').write_to_file(
+            str(path), interlace=interlaced, keep='none', **smallest[extension]
+        )
+        assert open_picture(path).rows.read(0, 10).shape == (10, 4000, 1)
+
+
 def test_an_output_larger_than_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = type('Usage', (), {'free': 2**20})
     monkeypatch.setattr(write.shutil, 'disk_usage', lambda folder: usage)
     monkeypatch.setattr(write, '_IN_MEMORY', 0)
     source = open_picture(saved(tmp_path / 'a.png', PHOTO))
-    with pytest.raises(InputError, match=r'needs .* GiB on the disk while it is'):
+    with pytest.raises(InputError, match=r'pixels need .* GiB on disk while the image is made'):
         write.Writer(tmp_path / 'b.png', source, 1000, SaveOptions())
 
 
@@ -249,7 +286,7 @@ def test_formats_that_cannot_hold_it(tmp_path: Path, upscaler: Upscaler) -> None
         write.Writer(tmp_path / 'b.jpg', source, 2, SaveOptions())
     with pytest.raises(InputError, match=r'31000x24000 is too large for .webp, which holds 16383'):
         write.Writer(tmp_path / 'b.webp', source, 1000, SaveOptions())
-    with pytest.raises(InputError, match="ending '.gif' is not that of a picture"):
+    with pytest.raises(InputError, match="file extension '.gif' is not that of an image"):
         write.Writer(tmp_path / 'b.gif', source, 2, SaveOptions())
 
 

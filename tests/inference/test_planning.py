@@ -13,13 +13,13 @@ from fmen_jax.inference.planning import Naming, Shard, plan
     [
         (['missing.png'], 'out', 'missing.png: no such file or folder'),
         (['empty'], 'out', 'empty: no pictures'),
-        (['a.txt'], 'out', "ending '.txt' is not that of a picture"),
-        (['a.png', 'b.png'], 'c.png', 'is one file, but there are 2 pictures'),
+        (['a.txt'], 'out', "file extension '.txt' is not that of an image"),
+        (['a.png', 'b.png'], 'c.png', 'is a single file, but there are 2 pictures'),
         (['a.png'], 'a.png', 'is an input and would be overwritten'),
-        (['a.png', 'other/a.png'], 'out', 'would both become'),
-        (['a.png'], 'a.txt', 'is neither a folder nor does it end like a picture'),
-        (['a.png'], 'b.gif', 'is neither a folder nor does it end like a picture'),
-        (['*.gif'], 'out', r'\*.gif: no picture has such a name'),
+        (['a.png', 'other/a.png'], 'out', 'would both be written to'),
+        (['a.png'], 'a.txt', 'is not a folder and does not have the file extension'),
+        (['a.png'], 'b.gif', 'is not a folder and does not have the file extension'),
+        (['*.gif'], 'out', r'\*.gif: no picture matches this pattern'),
         ([], 'out', 'no pictures given'),
     ],
 )
@@ -54,8 +54,21 @@ def test_trees_are_kept_and_patterns_understood(tmp_path: Path) -> None:
     assert targets('in/*.png') == ['a_x3.png']
     assert targets('in/**/*.png') == ['a_x3.png', 'deep/er/a_x3.png']
     assert targets('in/deep/*.JPG', Naming('-big', 'tif')) == ['b-big.tif']
-    with pytest.raises(InputError, match="ending '.gif' is not that of a picture"):
+    with pytest.raises(InputError, match="file extension '.gif' is not that of an image"):
         targets('in', Naming(ext='gif'))
+
+
+def test_a_suffix_with_an_unknown_placeholder_is_refused() -> None:
+    for suffix in ('_{size}', '_{', '_{}'):
+        with pytest.raises(InputError, match=r'expected a text in which \{scale\}'):
+            Naming(suffix)
+    assert Naming('_{scale:02}').name(Path('a.png'), 4) == 'a_04.png'
+
+
+def test_without_output_a_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / 'a.png').touch()
+    with pytest.raises(InputError, match='use --output to name a folder'):
+        plan([tmp_path], None, scale=4)
 
 
 def test_shards_share_the_work(tmp_path: Path) -> None:

@@ -1,8 +1,10 @@
 """One bad picture is reported and costs little; the others are upscaled."""
 
+import contextlib
+import os
 import struct
+import tempfile
 import zlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +13,8 @@ import pytest
 import pyvips
 from PIL import Image, PngImagePlugin
 
-from fmen_jax.errors import FMENError, FMENWarning, InputError
-from fmen_jax.images.picture_rows import PictureRows
+from fmen_jax.errors import FMENWarning, InputError
+from fmen_jax.images import write
 from fmen_jax.images.read import open_picture
 from fmen_jax.images.write import SaveOptions, Writer
 from fmen_jax.inference import jobs
@@ -59,7 +61,10 @@ def test_a_text_chunk_with_a_keyword_that_is_not_ascii(tmp_path: Path, upscaler:
     np.testing.assert_array_equal(a, b)
 
 
-@pytest.mark.parametrize('size', [(1, 2**31 - 1), (2**31 - 1, 1), (60_000, 60_000)])
+@pytest.mark.parametrize(
+    'size',
+    [(1, 2**31 - 1), (2**31 - 1, 1), (60_000, 60_000), (1, 10**9), (10**9, 1), (31_000, 31_000)],
+)
 def test_a_header_that_claims_a_huge_size(
     size: tuple[int, int], tmp_path: Path, upscaler: Upscaler
 ) -> None:
@@ -82,6 +87,9 @@ def test_the_limit_of_pixels_can_be_set(
     assert run_cli(*command, '--max-pixels', 599) == 1
     assert 'raise max-pixels' in capsys.readouterr().err
     assert run_cli(*command, '--max-pixels', 600) == 0
+    for number in (0, -1):
+        assert run_cli(*command, '--max-pixels', number) == 2
+        assert f'max-pixels is {number}; expected 1 or more' in capsys.readouterr().err
 
 
 def test_tall_outputs_wait_on_disk_with_a_small_header(
@@ -94,12 +102,19 @@ def test_tall_outputs_wait_on_disk_with_a_small_header(
     )
     opened = open_picture(tmp_path / 'a.png')
     pixels = opened.rows.read(0, opened.rows.height)
-    monkeypatch.setattr('fmen_jax.images.write._IN_MEMORY', 0)
+    files = []
+    real = tempfile.TemporaryFile
+    monkeypatch.setattr(
+        write.tempfile, 'TemporaryFile', lambda **o: files.append(real(**o)) or files[-1]
+    )
+    monkeypatch.setattr(write, '_IN_MEMORY', 0)
     writer = Writer(tmp_path / 'b.png', opened, 1, SaveOptions())
-    (waiting,) = tmp_path.glob('.fmen_jax.*')
-    writer.add(pixels)
-    assert waiting.stat().st_size < 1.1 * pixels.nbytes
-    writer.save()
+    with contextlib.closing(writer):
+        writer.add(pixels)
+        # nothing has a name that a killed process could leave behind
+        assert [path.name for path in tmp_path.iterdir()] == ['a.png']
+        assert os.fstat(files[0].fileno()).st_size < 1.1 * pixels.nbytes
+        writer.save()
     back = open_picture(tmp_path / 'b.png').rows.read(0, 30_000)
     np.testing.assert_array_equal(back, pixels)
 
@@ -123,15 +138,45 @@ def test_an_unexpected_exception_of_one_picture_is_reported(
 
 
 def test_an_unexpected_exception_while_computing_is_the_error_of_its_picture(
-    upscaler: Upscaler,
+    tmp_path: Path, upscaler: Upscaler
 ) -> None:
-    x = PHOTO[:20, :20]
+    for name in ('a.png', 'b.png', 'c.png'):
+        save(tmp_path / name, PHOTO)
+    real, calls = upscaler.engine, []
 
-    def broken(start: int, stop: int) -> np.ndarray:
-        raise ZeroDivisionError('odd')
+    class SecondFails:
+        name = 'second fails'
 
-    pictures = [PictureRows(20, 20, lambda a, b: x[a:b]), PictureRows(20, 20, broken)]
-    pictures.append(pictures[0])
-    found: Iterator[tuple[int, Any]] = upscaler.bands(pictures)
-    kinds = {number: isinstance(band, FMENError) for number, band in found}
-    assert kinds == {0: False, 1: True, 2: False}
+        def __call__(self, x: np.ndarray) -> np.ndarray:
+            calls.append(x.shape)
+            if len(calls) == 2:
+                raise ZeroDivisionError('odd')
+            return real(x)
+
+    upscaler.engine = SecondFails()
+    first, second, third = results(tmp_path, ['a.png', 'b.png', 'c.png'], upscaler)
+    assert (first.error, third.error) == ('', '')
+    assert second.error == f'{tmp_path / "b.png"}: ZeroDivisionError: odd'
+    assert sorted(path.name for path in (tmp_path / 'out').iterdir()) == ['a.png', 'c.png']
+
+
+def test_ctrl_c_ends_the_job_between_two_windows(tmp_path: Path, upscaler: Upscaler) -> None:
+    for name in ('a.png', 'b.png', 'c.png'):
+        save(tmp_path / name, PHOTO)
+    real, calls = upscaler.engine, []
+
+    class Interrupted:
+        name = 'interrupted'
+
+        def __call__(self, x: np.ndarray) -> np.ndarray:
+            calls.append(x.shape)
+            if len(calls) == 2:
+                raise KeyboardInterrupt
+            return real(x)
+
+    upscaler.engine = Interrupted()
+    with pytest.raises(KeyboardInterrupt):
+        results(tmp_path, ['a.png', 'b.png', 'c.png'], upscaler)
+    assert len(calls) == 2
+    left = {path.name for path in (tmp_path / 'out').glob('*')}
+    assert left <= {'a.png'}  # the first may be written already

@@ -16,8 +16,9 @@ import skimage.data
 
 from fmen_jax.errors import InputError
 from fmen_jax.images.picture_rows import PictureRows
-from fmen_jax.inference import engines, tiling, upscaler
-from fmen_jax.inference.tiling import grid, largest_grid, spans
+from fmen_jax.inference import engines, memory_plan, tiling
+from fmen_jax.inference.settings import InferenceSettings
+from fmen_jax.inference.tiling import Limits, grid, largest_grid, spans
 from fmen_jax.inference.upscaler import Upscaler
 from fmen_jax.models.fmen import FMENConfig
 from fmen_jax.models.initial import initial_variables
@@ -34,6 +35,10 @@ def network(scale: int) -> Network:
     # sharp attention, so that what is far away counts
     gained = jax.tree.map(lambda a: a * 2 if a.ndim == 4 else a, variables)
     return Network(config, 'deploy', gained)
+
+
+def make_upscaler(net: Network, **settings: Any) -> Upscaler:
+    return Upscaler(net, InferenceSettings(**settings))
 
 
 def assert_same(found: np.ndarray, whole: np.ndarray) -> None:
@@ -57,15 +62,22 @@ def test_spans_keep_every_pixel_once(length: int, halo: int) -> None:
         assert span.stop - span.start == min(40, length)
         assert span.start == 0 or span.first - span.start >= halo
         assert span.stop == length or span.stop - span.last >= halo
-    with pytest.raises(InputError, match='a tile of 32 LR pixels is all halo'):
+    with pytest.raises(InputError, match='a tile of 32 LR pixels consists of its halo alone'):
         spans(100, 32, 16)
 
 
-def test_the_largest_grid_is_within_its_pixels() -> None:
-    assert largest_grid(100, 200, 20_000, 34).shape == (100, 200)
-    assert largest_grid(1000, 200, 40_000, 34).shape == (200, 200)
-    assert largest_grid(10_000, 20_000, 500_000, 34).shape == (707, 707)  # rows would be all halo
-    assert largest_grid(1000, 1000, 10, 34).shape == (69, 69)
+def test_the_largest_grid_is_within_its_limits() -> None:
+    def shape(height: int, width: int, window: int, band: int = 10**9) -> tuple[int, int]:
+        return largest_grid(height, width, Limits(window, band), 34).shape
+
+    assert shape(100, 200, 20_000) == (100, 200)
+    assert shape(1000, 200, 40_000) == (200, 200)
+    assert shape(10_000, 20_000, 500_000) == (707, 707)  # windows of full rows would be all halo
+    assert shape(1000, 1000, 10) == (69, 69)
+    # a wide image whose bands do not fit: lower and wider windows, each within both limits
+    assert shape(10_000, 20_000, 500_000, band=4_000_000) == (200, 2500)
+    assert shape(10_000, 20_000, 500_000, band=10) == (69, 7246)
+    assert shape(1000, 200, 10**6, band=50_000) == (250, 200)
     assert grid(10, 20, 0, 34).overhead == 1
 
 
@@ -74,40 +86,40 @@ def test_the_largest_grid_is_within_its_pixels() -> None:
 @pytest.mark.parametrize('tile', [45, 57])
 def test_tiled_is_whole(scale: int, size: tuple[int, int], tile: int) -> None:
     net, x = network(scale), floats(*size)
-    whole = Upscaler(net, tile=0)(x)
-    assert_same(Upscaler(net, tile=tile)(x), whole)
-    assert_same(Upscaler(net, tile=tile, batch=3)(x), whole)
+    whole = make_upscaler(net, tile=0)(x)
+    assert_same(make_upscaler(net, tile=tile)(x), whole)
+    assert_same(make_upscaler(net, tile=tile, batch=3)(x), whole)
 
 
 @pytest.mark.parametrize('dtype', [np.uint8, np.uint16])
 def test_tiled_pictures_are_whole(dtype: Any) -> None:
     net = load('fmen_s_x4')
     x = PHOTO[:101, :130].astype(dtype) * (257 if dtype == np.uint16 else 1)
-    whole = Upscaler(net, tile=0)(x)
-    tiled = Upscaler(net, tile=80)(x)
+    whole = make_upscaler(net, tile=0)(x)
+    tiled = make_upscaler(net, tile=80)(x)
     assert_same(tiled, whole)
     # the twin: one level more in one pixel of the input is seen
     x[50, 60, 1] += 1
-    assert (Upscaler(net, tile=80)(x) != whole).any()
+    assert (make_upscaler(net, tile=80)(x) != whole).any()
 
 
 def test_tiles_of_xlas_own_convolutions(monkeypatch: pytest.MonkeyPatch) -> None:
     """The bound that holds where there is no oneDNN, on this machine as well."""
     monkeypatch.setattr(onednn, 'supported_dtypes', frozenset)
     net, x = network(2), floats(53, 41)
-    assert_same(Upscaler(net, tile=45)(x), Upscaler(net, tile=0)(x))
+    assert_same(make_upscaler(net, tile=45)(x), make_upscaler(net, tile=0)(x))
     pixels = PHOTO[:101, :130]
     shipped = load('fmen_s_x4')
-    assert_same(Upscaler(shipped, tile=80)(pixels), Upscaler(shipped, tile=0)(pixels))
+    assert_same(make_upscaler(shipped, tile=80)(pixels), make_upscaler(shipped, tile=0)(pixels))
 
 
 def test_a_halo_that_is_too_small_shows() -> None:
     net, x = network(2), floats(61, 90)
     radius = net.config.receptive_radius
     assert radius
-    whole = Upscaler(net, tile=0)(x)
+    whole = make_upscaler(net, tile=0)(x)
     for pad in (radius - 1, 4):
-        short = Upscaler(net, tile=45, tile_pad=pad)
+        short = make_upscaler(net, tile=45, tile_pad=pad)
         assert not short.exact
         assert (short(x) != whole).any(), pad
 
@@ -118,32 +130,49 @@ def test_a_halo_that_is_too_small_shows() -> None:
 def test_published_weights_on_every_engine(engine: Any, shared: Callable[[str], Path]) -> None:
     net = load(shared('official/fmen_s_x4_github.pt'))
     x = floats(150, 107)
-    reference = Upscaler(net, tile=0)(x) * 255
-    whole = Upscaler(net, engine=engine, tile=0)(x) * 255
-    tiled = Upscaler(net, engine=engine, tile=96)(x) * 255
+    reference = make_upscaler(net, tile=0)(x) * 255
+    whole = make_upscaler(net, engine=engine, tile=0)(x) * 255
+    tiled = make_upscaler(net, engine=engine, tile=96)(x) * 255
     if engine == 'xla':
         assert_same(tiled, whole)
     else:  # onnxruntime and OpenVINO choose other algorithms for other sizes
         assert np.abs(tiled - whole).max() <= 1e-3 * 255
     assert np.abs(whole - reference).max() <= 1e-3
     pixels = PHOTO[:150, :107]
-    whole = Upscaler(net, engine=engine, tile=0)(pixels)
-    np.testing.assert_array_equal(Upscaler(net, engine=engine, tile=96)(pixels), whole)
-    with_short_halo = Upscaler(net, engine=engine, tile=96, tile_pad=16)
+    whole = make_upscaler(net, engine=engine, tile=0)(pixels)
+    np.testing.assert_array_equal(make_upscaler(net, engine=engine, tile=96)(pixels), whole)
+    deep = pixels.astype(np.uint16) * 257
+    away = make_upscaler(net, engine=engine, tile=96)(deep).astype(int)
+    away -= make_upscaler(net, engine=engine, tile=0)(deep)
+    assert np.abs(away).max() <= (0 if engine == 'xla' else 1)
+    assert np.count_nonzero(away) <= 1e-3 * away.size  # 0 on the CPUs that were tried
+    with_short_halo = make_upscaler(net, engine=engine, tile=96, tile_pad=16)
     assert (with_short_halo(pixels) != whole).any()
 
 
 @pytest.mark.parametrize('batch', [1, 2, 5])
-def test_pictures_of_mixed_sizes_share_batches(batch: int) -> None:
-    net = network(2)
-    pictures = [floats(70, 50), floats(9, 8), floats(45, 120), floats(9, 8)]
-    rows = [PictureRows(*x.shape[:2], lambda a, b, x=x: x[a:b]) for x in pictures]
-    found: dict[int, list[Any]] = {}
-    for number, band in Upscaler(net, tile=45, batch=batch).bands(rows):
-        found.setdefault(number, []).append(band)
-    whole = Upscaler(net, tile=0)
-    for number, x in enumerate(pictures):
-        assert_same(np.concatenate(found[number]), whole(x))
+def test_bands_follow_each_other_whatever_the_batch(batch: int) -> None:
+    net, x = network(2), floats(130, 120)
+    upscale = make_upscaler(net, tile=45, batch=batch)
+    bands = [*upscale.bands(PictureRows(130, 120, lambda a, b: x[a:b]))]
+    assert len(bands) > 3
+    assert_same(np.concatenate(bands), make_upscaler(net, tile=0)(x))
+
+
+def test_windows_run_in_batches() -> None:
+    upscale, sizes = make_upscaler(network(2), tile=45, batch=3), []
+    real = upscale.engine
+
+    class Recording:
+        name = 'recording'
+
+        def __call__(self, x: np.ndarray) -> np.ndarray:
+            sizes.append(len(x))
+            return real(x)
+
+    upscale.engine = Recording()
+    upscale(floats(70, 61))
+    assert sizes == [3, 3]  # 2 x 2 windows, the last ones padded to a static shape
 
 
 def test_rows_are_read_once_and_in_order() -> None:
@@ -153,34 +182,15 @@ def test_rows_are_read_once_and_in_order() -> None:
         reads.append((start, stop))
         return x[start:stop]
 
-    bands = [band for _, band in Upscaler(network(2), tile=60).bands([PictureRows(200, 30, read)])]
+    bands = [*make_upscaler(network(2), tile=60).bands(PictureRows(200, 30, read))]
     assert len(bands) > 3
     assert [start for start, _ in reads] == [0, *(stop for _, stop in reads[:-1])]
 
 
-def test_it_stops_after_the_window_under_way() -> None:
-    x, upscale, calls = floats(60, 300), Upscaler(network(2), tile=60), []
-    real = upscale.engine
-
-    class Counting:
-        name = 'counting'
-
-        def __call__(self, x: np.ndarray) -> np.ndarray:
-            calls.append(x.shape)
-            return real(x)
-
-    upscale.engine = Counting()
-    rows = PictureRows(60, 300, lambda a, b: x[a:b])
-    assert list(upscale.bands([rows], lambda: len(calls) == 2)) == []
-    assert len(calls) == 2
-    assert list(upscale.bands([rows]))
-    assert len(calls) > 6  # a row of windows is longer than that
-
-
 def test_out_of_memory_halves_the_tile_and_goes_on() -> None:
     net, x = network(2), floats(130, 90)
-    whole = Upscaler(net, tile=0)(x)
-    upscale = Upscaler(net, tile=100, batch=2)
+    whole = make_upscaler(net, tile=0)(x)
+    upscale = make_upscaler(net, tile=100, batch=2)
     real, sizes = upscale.engine, []
 
     class Small:
@@ -196,7 +206,7 @@ def test_out_of_memory_halves_the_tile_and_goes_on() -> None:
     assert_same(upscale(x), whole)
     assert (1, 50, 50, 3) in sizes
     upscale.engine = real
-    tiny = Upscaler(net, tile=100)
+    tiny = make_upscaler(net, tile=100)
     tiny.engine = type('None', (), {'name': '', '__call__': lambda *_: _raise()})()
     with pytest.raises(InputError, match='too large'):
         tiny(x)
@@ -217,14 +227,22 @@ def test_xla_running_out_of_memory_is_translated(monkeypatch: pytest.MonkeyPatch
 
 
 def test_auto_takes_what_the_memory_gives(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Memory:
-        available = 10_000_000
+    monkeypatch.setattr(memory_plan, 'available_memory', lambda: 10_000_000)
+    net, x = network(2), floats(300, 150)
+    upscale, sizes = Upscaler(net), []
+    real = upscale.engine
 
-    monkeypatch.setattr(upscaler.psutil, 'virtual_memory', Memory)
-    upscale = Upscaler(network(2))
-    assert 60**2 < upscale._pixels_at_once() < 200**2
-    x = floats(300, 150)
-    assert_same(upscale(x), Upscaler(network(2), tile=0)(x))
+    class Recording:
+        name = 'recording'
+
+        def __call__(self, x: np.ndarray) -> np.ndarray:
+            sizes.append(x.shape[1] * x.shape[2])
+            return real(x)
+
+    upscale.engine = Recording()
+    assert_same(upscale(x), make_upscaler(net, tile=0)(x))
+    assert len(sizes) > 1
+    assert 60**2 < max(sizes) < 200**2
 
 
 def test_types_and_channels() -> None:
@@ -256,8 +274,8 @@ def test_types_and_channels() -> None:
 
 def test_self_ensemble_is_the_mean_of_eight_and_symmetric() -> None:
     net, x = network(2), floats(24, 17)
-    ensemble = Upscaler(net, self_ensemble=True, tile=0)
-    single = Upscaler(net, tile=0)
+    ensemble = make_upscaler(net, self_ensemble=True, tile=0)
+    single = make_upscaler(net, tile=0)
     by_hand = np.zeros((48, 34, 3))
     for turns in range(4):
         for mirror in (False, True):
@@ -265,7 +283,7 @@ def test_self_ensemble_is_the_mean_of_eight_and_symmetric() -> None:
             back = np.rot90(single(np.ascontiguousarray(turned)), -turns)
             by_hand += (back[:, ::-1] if mirror else back) / 8
     np.testing.assert_allclose(ensemble(x), by_hand, rtol=0, atol=1e-5)
-    tiled = Upscaler(net, self_ensemble=True, tile=45)
+    tiled = make_upscaler(net, self_ensemble=True, tile=45)
     assert_same(tiled(floats(61, 90)), ensemble(floats(61, 90)))
 
 

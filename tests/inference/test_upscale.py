@@ -39,6 +39,7 @@ def luma_psnr(a: np.ndarray, b: np.ndarray) -> float:
     return 10 * np.log10(255**2 / np.square(error).mean())
 
 
+@pytest.mark.slow
 @pytest.mark.parity
 @pytest.mark.parametrize(
     ('name', 'file'), [('fmen_github', 'github.pt'), ('fmen_ntire', 'ntire2022.pth')]
@@ -115,7 +116,7 @@ def test_a_bad_picture_is_named_and_the_rest_goes_on(
     assert run(folder, '-o', out, '-w', weights) == 1
     assert sorted(p.name for p in out.iterdir()) == ['a_x2.png', 'c_x2.png']
     errors = capsys.readouterr().err
-    assert 'b.png: not a whole, readable picture' in errors
+    assert 'b.png: the file is not a complete, readable image' in errors
     assert '1 of 3 pictures failed' in errors
 
 

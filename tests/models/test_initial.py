@@ -14,6 +14,7 @@ from fmen_jax.models.layers import Graph
 TINY = FMENConfig(scale=2, n_feats=30, mid_feats=20, down_blocks=1, up_blocks=(1, 1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('graph', ['expanded', 'collapsed', 'deploy'])
 def test_shapes_and_bounds_are_those_of_module_init(graph: Graph) -> None:
     drawn = initial_variables(TINY, graph, seed=3)

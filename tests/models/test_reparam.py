@@ -7,33 +7,42 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fmen_jax import porting
 from fmen_jax.models.fmen import RRRB, FMENConfig
 from fmen_jax.models.reparam import collapse, fold
-from tests.helpers import Golden, assert_close, corrupted, differs, train_variables
+from fmen_jax.network import Network
+from fmen_jax.parity import Report, compare
+from fmen_jax.parity.stages import FORWARD, WEIGHTS, CompareConfig
+from tests.helpers import (
+    Golden,
+    assert_close,
+    corrupted,
+    differs,
+    golden_dump,
+    train_variables,
+)
 
 pytestmark = pytest.mark.usefixtures('x64')
 
 BOUND = 1e-9
 
 
+@pytest.mark.slow
 @pytest.mark.parity
 def test_fold_gives_the_published_deploy_checkpoint(tiny: Golden) -> None:
     config, variables = train_variables(tiny)
-    expected = {k: v for k, v in tiny.below('deploy/').items() if k != 'y'}
+    bounds = CompareConfig(bound=1e-12, weight_bound=1e-12)
 
-    def run(variables: Any) -> tuple[Any, Any]:
-        folded = jax.jit(fold)(variables)
-        y = config.build('deploy').apply(folded, tiny.image('eval/x'))
-        return porting.to_state_dict(folded, config, 'deploy'), y
+    def run(variables: Any) -> Report:
+        network = Network(config, 'deploy', jax.device_get(jax.jit(fold)(variables)))
+        assert list(network.state_dict()) == [k for k in tiny.below('deploy/') if k != 'y']
+        return compare(network, golden_dump(tiny, 'deploy/'), bounds)
 
-    state, y = run(variables)
-    assert list(state) == list(expected)
-    assert_close(state, expected, BOUND)
-    assert_close(y, tiny.image('deploy/y'), BOUND)
-    state, y = run(corrupted(variables))
-    assert differs(state, expected, BOUND)
-    assert differs(y, tiny.image('deploy/y'), BOUND)
+    report = run(variables)
+    assert report.equal, report.text()
+    assert max(row.max_abs for stage in report.stages[:2] for row in stage.rows) <= BOUND
+    report = run(corrupted(variables))
+    assert not report.stage(WEIGHTS).equal
+    assert not report.stage(FORWARD).equal
 
 
 def random_variables(config: FMENConfig, seed: int = 0) -> Any:
@@ -52,13 +61,14 @@ def random_variables(config: FMENConfig, seed: int = 0) -> Any:
     return jax.tree_util.tree_map_with_path(leaf, tree)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ('size', 'scale', 'blocks'),
     [
         ((1, 1), 2, (1, 2, 0)),
         ((1, 7), 3, (2, 1, 1)),
         ((2, 3), 4, (1, 1, 1)),
-        ((8, 5), 2, (1, 1, 1)),
+        pytest.param((8, 5), 2, (1, 1, 1), marks=pytest.mark.exhaustive),
         ((17, 23), 3, (1, 0, 2)),
     ],
 )

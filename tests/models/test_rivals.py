@@ -17,46 +17,42 @@ from fmen_jax.models import zoo
 from fmen_jax.models.cost import count_cost, ntire_flops
 from fmen_jax.models.rfdn import RFDNConfig
 from fmen_jax.models.rlfn import RLFNConfig
-from tests.helpers import ROOT, assert_close, corrupted, differs, writable
+from fmen_jax.parity import assert_parity, compare
+from fmen_jax.parity.stages import COMPILED, FORWARD, NOISE, CompareConfig
+from tests.helpers import corrupted, official_dump, writable
 
 RIVALS = [('rfdn', 'e_rfdn_x4.pth', RFDNConfig()), ('rlfn', 'rlfn_x4_ntire2022.pth', RLFNConfig())]
+# Shares of the range of some 300.
+BOUNDS = CompareConfig(bound=1e-11, float32_bound=2e-5)
+
 rivals = pytest.mark.parametrize(('name', 'file', 'config'), RIVALS)
 
 
-@pytest.fixture(scope='module')
-def figures() -> dict[str, np.ndarray]:
-    with np.load(ROOT / 'tests/golden/official_x4.npz') as file:
-        return dict(file)
-
-
+@pytest.mark.slow
 @pytest.mark.parity
 @rivals
-@pytest.mark.parametrize('dtype', [np.float64, np.float32])
-def test_published_output(
-    name: str, file: str, config: Any, dtype: Any, figures: Any, shared: Callable[[str], Path]
-) -> None:
+def test_published_output(name: str, file: str, config: Any, shared: Callable[[str], Path]) -> None:
+    """In float64, and the compiled program in float32 over some 40 to 60 layers."""
     net = fmen_jax.load(shared(f'official/{file}'))
     assert net.config == config
-    expected = figures[name]
-    with jax.enable_x64(dtype == np.float64):
-        x = figures['x'][None].astype(dtype)
-        # float32: of the output range, over some 40 to 60 layers
-        bound = 1e-8 if dtype == np.float64 else 2e-5 * np.ptp(expected)
-        assert_close(net(x)[0], expected, bound)
-        broken = dataclasses.replace(net, variables=corrupted(net.variables, by=0.1))
-        assert differs(broken(x)[0], expected, bound)
+    report = assert_parity(net, official_dump(name), BOUNDS)
+    assert report.stage(FORWARD).worst.max_abs <= 1e-8
+    assert {row.name for row in report.stage(NOISE).rows} == {'', COMPILED}
+    broken = dataclasses.replace(net, variables=corrupted(net.variables, by=0.1))
+    report = compare(broken, official_dump(name), BOUNDS)
+    assert not any(row.equal for stage in report.stages for row in stage.rows)
 
 
 @pytest.mark.parity
 @rivals
-@pytest.mark.parametrize('ending', ['.pth', '.safetensors'])
+@pytest.mark.parametrize('extension', ['.pth', '.safetensors'])
 def test_round_trip(
-    name: str, file: str, config: Any, ending: str, shared: Callable[[str], Path], tmp_path: Path
+    name: str, file: str, config: Any, extension: str, shared: Callable[[str], Path], tmp_path: Path
 ) -> None:
     original = porting.read(shared(f'official/{file}'))
     net = fmen_jax.load(shared(f'official/{file}'))
     assert net.fold() is net
-    path = tmp_path / f'out{writable(ending)}'
+    path = tmp_path / f'out{writable(extension)}'
     net.save(path)
     back = porting.read(path)
     assert list(back) == list(original)
@@ -82,11 +78,12 @@ def test_any_configuration_is_found_again(config: Any) -> None:
 @pytest.mark.parametrize('config', [RFDNConfig(n_feats=8, blocks=1), RLFNConfig(4, 6, 6, 4, 1)])
 def test_least_size(config: Any) -> None:
     module = config.build()
-    variables = jax.jit(module.init)(jax.random.key(0), jnp.zeros((1, 15, 15, 3)))
-    assert module.apply(variables, jnp.zeros((1, 15, 16, 3))).shape == (1, 60, 64, 3)
+    variables = jax.eval_shape(module.init, jax.random.key(0), jnp.zeros((1, 15, 15, 3)))
+    upscaled = jax.eval_shape(module.apply, variables, jnp.zeros((1, 15, 16, 3)))
+    assert upscaled.shape == (1, 60, 64, 3)  # pyright: ignore
     for height, width in [(14, 40), (40, 14)]:
         with pytest.raises(InputError, match=f'the image is {width}x{height} .* need 15 or more'):
-            module.apply(variables, jnp.zeros((1, height, width, 3)))
+            jax.eval_shape(module.apply, variables, jnp.zeros((1, height, width, 3)))
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import collections
 import json
 import pickle
+import tracemalloc
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -58,20 +59,20 @@ def test_published_checkpoints_are_read_as_torch_reads_them(
 
 
 @pytest.mark.parity
-@pytest.mark.parametrize('ending', porting.ENDINGS)
+@pytest.mark.parametrize('extension', porting.EXTENSIONS)
 @pytest.mark.parametrize('name', OFFICIAL)
 def test_round_trip_of_published_checkpoints(
-    name: str, ending: str, shared: Callable[[str], Path], tmp_path: Path, torch: Any
+    name: str, extension: str, shared: Callable[[str], Path], tmp_path: Path, torch: Any
 ) -> None:
     original = torch_state(shared(name))
     ported = porting.to_variables(porting.read(shared(name)))
     state = porting.to_state_dict(
-        ported.variables, ported.config, ported.graph, dialect=ported.dialect
+        ported.variables, ported.config, ported.graph, key_style=ported.key_style
     )
-    path = tmp_path / f'out{writable(ending)}'
+    path = tmp_path / f'out{writable(extension)}'
     porting.write(path, state, {})
     assert_same_state(porting.read(path), original)
-    if ending != '.safetensors':
+    if extension != '.safetensors':
         assert_same_state(torch_state(path), original)
     else:
         from safetensors.torch import load_file
@@ -81,23 +82,23 @@ def test_round_trip_of_published_checkpoints(
 
 
 @pytest.mark.parity
-@pytest.mark.parametrize('ending', porting.ENDINGS)
-def test_round_trip_of_a_train_checkpoint(ending: str, tiny: Golden, tmp_path: Path) -> None:
+@pytest.mark.parametrize('extension', porting.EXTENSIONS)
+def test_round_trip_of_a_train_checkpoint(extension: str, tiny: Golden, tmp_path: Path) -> None:
     original = tiny.below('train/')
     original = {**original, 'warmup.1.bn1.num_batches_tracked': np.array(2**40)}
     ported = porting.to_variables(original)
     state = porting.to_state_dict(ported.variables, ported.config, ported.graph)
-    path = tmp_path / f'out{writable(ending)}'
+    path = tmp_path / f'out{writable(extension)}'
     porting.write(path, state, {'network': 'tiny'})
     assert_same_state(porting.read(path), original)
     assert not list(tmp_path.glob('.*'))  # nothing is left aside
 
 
 @pytest.mark.parametrize('dtype', [np.float16, np.float64, ml_dtypes.bfloat16])
-@pytest.mark.parametrize('ending', porting.ENDINGS)
-def test_other_dtypes_survive(ending: str, dtype: Any, tiny: Golden, tmp_path: Path) -> None:
+@pytest.mark.parametrize('extension', porting.EXTENSIONS)
+def test_other_dtypes_survive(extension: str, dtype: Any, tiny: Golden, tmp_path: Path) -> None:
     state = {k: np.asarray(v, dtype) for k, v in tiny.below('deploy/').items() if k != 'y'}
-    path = tmp_path / f'out{writable(ending)}'
+    path = tmp_path / f'out{writable(extension)}'
     porting.write(path, state, {})
     assert_same_state(porting.read(path), state)
     porting.to_variables(porting.read(path))
@@ -152,12 +153,77 @@ def test_storages_of_another_size_or_byte_order_are_refused(tmp_path: Path, torc
     torch.save({'a': torch.arange(3.0)}, tmp_path / 'good.pt')
     with zipfile.ZipFile(tmp_path / 'good.pt') as archive:
         files = {name: archive.read(name) for name in archive.namelist()}
-    for ending, content in [('/data/0', b'1234'), ('/byteorder', b'big')]:
+    for suffix, content in [('/data/0', b'1234'), ('/byteorder', b'big')]:
         with zipfile.ZipFile(tmp_path / 'bad.pt', 'w') as archive:
             for name, old in files.items():
-                archive.writestr(name, content if name.endswith(ending) else old)
+                archive.writestr(name, content if name.endswith(suffix) else old)
         with pytest.raises(pickled_tensors.BrokenFileError):
             pickled_tensors.load(tmp_path / 'bad.pt')
+
+
+STORAGE = b'(X\x07\0\0\0storagectorch\nFloatStorage\nX\x01\0\0\x000X\x03\0\0\0cpuK\x01tQ'
+
+
+@pytest.mark.parametrize(
+    'pickled',
+    [
+        b'\x80\x02}r\xff\xff\xff\x3f.',  # object number 2^30 of a table
+        b'\x80\x02}p1000000000\n.',
+        b'\x80\x05\x96' + (2**40).to_bytes(8, 'little') + b'.',  # 2^40 bytes
+        b'\x80\x04\x8e' + (2**40).to_bytes(8, 'little') + b'.',
+        b'\x80\x02X\xff\xff\xff\x7f.',  # a string of 2 GiB
+        # a tensor of 2^40 elements with strides 0
+        b'\x80\x02ctorch._utils\n_rebuild_tensor\n('
+        + STORAGE
+        + b'K\0\x8a\x06\0\0\0\0\0\x01\x85K\0\x85tR.',
+    ],
+)
+@pytest.mark.parametrize('legacy', [False, True])
+def test_declared_sizes_are_compared_with_the_file(
+    pickled: bytes, legacy: bool, tmp_path: Path
+) -> None:
+    path = tmp_path / 'x.pt'
+    if legacy:
+        start = [pickle.dumps(o, 2) for o in (0x1950A86A20F9469CFC6C, 1001, {'little_endian': 1})]
+        path.write_bytes(b''.join([*start, pickled, b'.' * 10]))
+    else:
+        with zipfile.ZipFile(path, 'w') as archive:
+            archive.writestr('x/data.pkl', pickled)
+            archive.writestr('x/data/0', bytes(4))
+    tracemalloc.start()
+    try:
+        with pytest.raises(InputError, match='broken or truncated'):
+            porting.read(path)
+        assert tracemalloc.get_traced_memory()[1] < 2**20
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_member_that_unpacks_to_more_than_the_file_is_refused(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / 'x.pt', 'w', zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr('x/data.pkl', pickle.dumps({}, 2))
+        archive.writestr('x/byteorder', bytes(10**7))
+    with pytest.raises(InputError, match='unpacks to more bytes than it has'):
+        porting.read(tmp_path / 'x.pt')
+
+
+def test_a_pickle_cannot_change_a_dtype(tmp_path: Path) -> None:
+    """`__setstate__` of a NumPy dtype changes it for the whole process."""
+    size = np.dtype(ml_dtypes.bfloat16).itemsize
+    state = pickle.dumps((3, '<', None, None, None, 16, 16, 0), 2)[2:-1]
+    path = tmp_path / 'x.pt'
+    with zipfile.ZipFile(path, 'w') as archive:
+        archive.writestr('x/data.pkl', b'\x80\x02ctorch\nBFloat16Storage\n' + state + b'b.')
+    with pytest.raises(InputError, match='broken or truncated'):
+        porting.read(path)
+    assert np.dtype(ml_dtypes.bfloat16).itemsize == size
+
+
+def test_a_header_longer_than_its_file(tmp_path: Path) -> None:
+    for content in ((2**62).to_bytes(8, 'little') + b'{}', (2).to_bytes(8, 'little') + b'[]'):
+        (tmp_path / 'x.safetensors').write_bytes(content)
+        with pytest.raises(InputError, match='broken or truncated safetensors file: its header'):
+            porting.read(tmp_path / 'x.safetensors')
 
 
 def test_a_picture_named_pt(tmp_path: Path) -> None:
@@ -178,17 +244,17 @@ def test_a_tensor_outside_its_storage_is_refused(
     np.testing.assert_array_equal(pickled_tensors._rebuild(np.arange(4.0), 1, (2,), (2,)), [1, 3])
 
 
-@pytest.mark.parametrize('ending', porting.ENDINGS)
+@pytest.mark.parametrize('extension', porting.EXTENSIONS)
 @pytest.mark.parametrize('keep', [0, 7, 0.4, 0.9, 0.999])
 def test_a_truncated_file_is_one_clear_error(
-    ending: str, keep: float, tiny_x2: Golden, tmp_path: Path
+    extension: str, keep: float, tiny_x2: Golden, tmp_path: Path
 ) -> None:
-    path = tmp_path / f'cut{writable(ending)}'
+    path = tmp_path / f'cut{writable(extension)}'
     state = tiny_x2.below('train/')
     porting.write(path, state, {})
     content = path.read_bytes()
     path.write_bytes(content[: int(keep if keep >= 1 else keep * len(content))])
-    with pytest.raises(InputError, match=f'cut{ending}: broken or truncated'):
+    with pytest.raises(InputError, match=f'cut{extension}: broken or truncated'):
         porting.read(path)
 
 
@@ -201,7 +267,9 @@ def test_a_key_twice_in_a_safetensors_file(tiny_x2: Golden, tmp_path: Path) -> N
     entry = json.dumps(json.loads(header)['head.bias'])
     doubled = (header[:-1] + f',"head.bias":{entry}}}').encode()
     path.write_bytes(len(doubled).to_bytes(8, 'little') + doubled + content[end:])
-    with pytest.raises(InputError, match=r'twice.safetensors: doubled in the file: head.bias'):
+    with pytest.raises(
+        InputError, match=r'twice.safetensors: duplicate names in the file: head.bias'
+    ):
         porting.read(path)
 
 
@@ -223,11 +291,11 @@ def test_other_files_are_refused(tmp_path: Path, torch: Any) -> None:
     with pytest.raises(InputError, match='no such file'):
         porting.read(tmp_path / 'missing.pt')
     with pytest.raises(
-        InputError, match=r"ending '.onnx'.*expected one of .pt, .pth, .safetensors"
+        InputError, match=r"extension '.onnx'.*expected one of .pt, .pth, .safetensors"
     ):
         porting.read(tmp_path / 'model.onnx')
     torch.save([torch.zeros(1)], tmp_path / 'list.pt')
-    with pytest.raises(InputError, match='holds a list; expected tensors by name'):
+    with pytest.raises(InputError, match='contains a list; expected tensors by name'):
         porting.read(tmp_path / 'list.pt')
 
 

@@ -28,26 +28,28 @@ def test_the_rule_and_its_inverse(tiny: Golden) -> None:
 
 @pytest.mark.parity
 @pytest.mark.parametrize(
-    ('name', 'dialect'), [('github.pt', 'github'), ('ntire2022.pth', 'ntire2022')]
+    ('name', 'key_style'), [('github.pt', 'github'), ('ntire2022.pth', 'ntire2022')]
 )
-def test_published_checkpoints_are_recognised(
-    name: str, dialect: str, shared: Callable[[str], Path]
+def test_published_checkpoints_are_recognized(
+    name: str, key_style: str, shared: Callable[[str], Path]
 ) -> None:
     ported = porting.to_variables(porting.read(shared(f'official/fmen_s_x4_{name}')))
     assert ported.config == FMENConfig()
-    assert (ported.graph, ported.dialect, ported.wrapper) == ('deploy', dialect, '')
+    assert (ported.graph, ported.key_style, ported.wrapper) == ('deploy', key_style, '')
 
 
 @pytest.mark.parity
-def test_one_dialect_becomes_the_other(shared: Callable[[str], Path]) -> None:
+def test_one_key_style_becomes_the_other(shared: Callable[[str], Path]) -> None:
     """The keys and order of each published file, from the other one's variables."""
     files = [
         porting.read(shared(f'official/fmen_s_x4_{n}')) for n in ('github.pt', 'ntire2022.pth')
     ]
     for this, other in (files, files[::-1]):
         ported = porting.to_variables(this)
-        dialect = {'github': 'ntire2022', 'ntire2022': 'github'}[ported.dialect]
-        state = porting.to_state_dict(ported.variables, ported.config, 'deploy', dialect=dialect)
+        key_style = {'github': 'ntire2022', 'ntire2022': 'github'}[ported.key_style]
+        state = porting.to_state_dict(
+            ported.variables, ported.config, 'deploy', key_style=key_style
+        )
         assert list(state) == list(other)
         assert [a.tobytes() for a in state.values()] == [a.tobytes() for a in this.values()]
 
@@ -119,7 +121,7 @@ def test_one_tensor_under_two_names(tiny_x2: Golden) -> None:
 
 @pytest.mark.parametrize('tree', [{}, {'epoch': 3}, {'conv.weight': np.zeros((3, 3))}])
 def test_other_checkpoints_are_refused(tree: dict[str, Any]) -> None:
-    with pytest.raises(InputError, match='expected'):
+    with pytest.raises(InputError, match='[Ee]xpected'):
         porting.to_variables(tree)
 
 
@@ -141,6 +143,8 @@ def test_the_way_back_is_strict_too(tiny_x2: Golden) -> None:
     )
     assert state['warmup.1.bn1.num_batches_tracked'].dtype == np.int64
     with pytest.raises(InputError, match='no train graph is known'):
-        porting.to_state_dict(ported.variables, ported.config, 'collapsed', dialect='ntire2022')
-    with pytest.raises(InputError, match="dialect 'basicsr' is unknown; expected github or ntire"):
-        porting.to_state_dict(ported.variables, ported.config, 'collapsed', dialect='basicsr')
+        porting.to_state_dict(ported.variables, ported.config, 'collapsed', key_style='ntire2022')
+    with pytest.raises(
+        InputError, match="key style 'basicsr' is unknown; expected github or ntire"
+    ):
+        porting.to_state_dict(ported.variables, ported.config, 'collapsed', key_style='basicsr')

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 from PIL import Image
 
 from fmen_jax.errors import FMENWarning
+from fmen_jax.inference.settings import InferenceSettings
 from fmen_jax.inference.upscaler import Upscaler
 from fmen_jax.network import load
 from fmen_jax.runtime import compilation
@@ -41,18 +43,25 @@ def test_bfloat16_where_it_is_slow_is_float32_with_a_warning(
     onednn_dtypes(set())
     monkeypatch.setattr(jax, 'default_backend', lambda: 'tpu')
     assert supported_dtype('bfloat16') == 'bfloat16'
+    with pytest.warns(FMENWarning, match=NOTE):  # as for OpenVINO, which computes on the CPU
+        assert supported_dtype('bfloat16', 'cpu') == 'float32'
 
 
+@pytest.mark.parametrize('engine', ['xla', 'openvino', 'auto'])
 def test_an_upscaler_without_bfloat16_gives_float32(
-    onednn_dtypes: Callable[[set[str]], None],
+    engine: Any, onednn_dtypes: Callable[[set[str]], None], weights: Path
 ) -> None:
+    if engine == 'openvino':
+        pytest.importorskip('openvino')
     onednn_dtypes({'float32'})
-    net, x = load('fmen_s_x2'), np.full((8, 8, 3), 77, np.uint8)
-    with pytest.warns(FMENWarning, match=NOTE):
-        upscaler = Upscaler(net, dtype='bfloat16')
+    net, x = load(weights), np.full((8, 8, 3), 77, np.uint8)
+    with pytest.warns(FMENWarning, match=NOTE) as notes:
+        upscaler = Upscaler(net, InferenceSettings(engine=engine, dtype='bfloat16'))
+    assert [n.category for n in notes].count(FMENWarning) == 1
     assert upscaler.engine.dtype == 'float32'
-    assert 'float32' in upscaler.settings  # the manifest tells what was computed
-    np.testing.assert_array_equal(upscaler(x), Upscaler(net)(x))
+    assert 'float32' in upscaler.fingerprint  # the manifest tells what was computed
+    same = Upscaler(net, InferenceSettings(engine=upscaler.engine.name))
+    np.testing.assert_array_equal(upscaler(x), same(x))
 
 
 @pytest.mark.slow

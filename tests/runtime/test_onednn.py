@@ -19,7 +19,7 @@ from fmen_jax.models.fmen import FMENConfig
 from fmen_jax.models.initial import initial_variables
 from fmen_jax.models.layers import conv
 from fmen_jax.network import Network
-from fmen_jax.runtime import cpu, onednn
+from fmen_jax.runtime import cpu, onednn, onednn_calls, onednn_self_test
 from fmen_jax.runtime.compilation import jit
 from fmen_jax.training.optimizer import OptimConfig, make_optimizer
 from fmen_jax.training.state import init_state
@@ -42,7 +42,7 @@ def supported(monkeypatch: pytest.MonkeyPatch, platform_with_onednn: None) -> fr
     dtypes = onednn.supported_dtypes()
     assert 'float32' in dtypes, (
         f'jaxlib {jaxlib.version.__version__} fails the self-test: run python -m '
-        'fmen_jax.runtime.onednn, and compare the calls with its onednn_config.proto'
+        'fmen_jax.runtime.onednn_self_test, and compare the calls with its onednn_config.proto'
     )
     return dtypes
 
@@ -114,13 +114,13 @@ def test_the_kernel_gradient_as_a_matrix_product(
     x, gradient = (jnp.asarray(generator.normal(size=(*image[:3], c))) for c in (4, 6))
     zeros = {'kernel': jnp.zeros((size, size, 4, 6)), 'bias': jnp.zeros(6)}
     (expected,) = jax.vjp(functools.partial(conv, x), zeros)[1](gradient)
-    found = onednn.kernel_gradient(x, gradient, size, matmul=lambda a, b: a.T @ b)
+    found = onednn_calls.kernel_gradient(x, gradient, size, matmul=lambda a, b: a.T @ b)
     np.testing.assert_allclose(found, expected['kernel'], rtol=0, atol=1e-12)
 
 
 def test_oneDNNs_matrix_product(supported: frozenset[str]) -> None:  # noqa: N802
     a, b = arrays((37, 12), (37, 20))
-    program = jax.jit(onednn.matmul)
+    program = jax.jit(onednn_calls.matmul)
     assert '__onednn$matmul' in program.lower(a, b).as_text()
     np.testing.assert_allclose(program(a, b), a.T @ b, atol=1e-5)
 
@@ -179,7 +179,7 @@ def child(
     monkeypatch.setenv('FMEN_JAX_CACHE', str(tmp_path / 'new'))
 
     def replace(program: str) -> None:
-        monkeypatch.setattr(onednn, 'SELF_TEST', (sys.executable, '-c', program))
+        monkeypatch.setattr(onednn_self_test, 'SELF_TEST', (sys.executable, '-c', program))
 
     return replace
 
@@ -194,10 +194,10 @@ def test_the_self_test_runs_once_and_its_verdict_is_kept(
     mark = tmp_path / 'ran'
     child(f'open({str(mark)!r}, "a").write("x"); print("passed float32")')
     assert onednn.supported_dtypes() == {'float32'}
-    onednn.verdict.cache_clear()  # as in a new process
+    onednn_self_test.verdict.cache_clear()  # as in a new process
     assert onednn.supported_dtypes() == {'float32'}
     assert mark.read_text() == 'x'
-    assert verdicts(tmp_path / 'new') == [{'passed': ['float32'], 'ending': 'exit status 0'}]
+    assert verdicts(tmp_path / 'new') == [{'passed': ['float32'], 'outcome': 'exit status 0'}]
     monkeypatch.setattr(jaxlib.version, '__version__', '0.99.0')
     assert onednn.supported_dtypes() == {'float32'}
     assert mark.read_text() == 'xx'  # another jaxlib is tried anew
@@ -208,7 +208,7 @@ def test_the_self_test_runs_once_and_its_verdict_is_kept(
     [
         ('import os; os.abort()', set()),
         ('print("passed float32", flush=True); import os; os.abort()', {'float32'}),
-        ('raise SystemExit(3)', set()),
+        ('import os, signal; os.kill(os.getpid(), signal.SIGILL)', set()),
         ('print("passed float64")', set()),
     ],
 )
@@ -233,27 +233,83 @@ def test_without_a_verdict_convolutions_are_xlas(
 
 @pytest.mark.parametrize('wrong', ['y.at[0, 0, 0, 0].add(0.1)', 'y * float("nan")'])
 def test_a_child_with_wrong_values(
-    wrong: str, child: Callable[[str], None], caplog: pytest.LogCaptureFixture
+    wrong: str, child: Callable[[str], None], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     child(
-        'from fmen_jax.runtime import onednn\n'
-        'right = onednn.conv\n'
+        'from fmen_jax.runtime import onednn_calls, onednn_self_test\n'
+        'right = onednn_calls.conv\n'
         'def conv(*args):\n'
         '    y = right(*args)\n'
         f'    return {wrong}\n'
-        'onednn.conv = conv\n'
-        'onednn.self_test()'
+        'onednn_calls.conv = conv\n'
+        'onednn_self_test.self_test()'
     )
     with caplog.at_level('DEBUG', 'fmen_jax'):
         assert onednn.supported_dtypes() == set()
-    assert 'oneDNN self-test: nothing passed; exit status 1 float32: differs' in caplog.text
+    assert 'oneDNN self-test: nothing passed; exit status 3 float32: differs' in caplog.text
+    assert verdicts(tmp_path / 'new')[0]['passed'] == []
+
+
+def test_a_child_whose_call_is_refused(child: Callable[[str], None], tmp_path: Path) -> None:
+    """As by a jaxlib that has no such call."""
+    child(
+        'import jax\n'
+        'from fmen_jax.runtime import onednn_calls, onednn_self_test\n'
+        'def conv(x, kernel, bias):\n'
+        '    return jax.ffi.ffi_call("unknown", jax.ShapeDtypeStruct((2, 9, 7, 12), x.dtype))(x)\n'
+        'onednn_calls.conv = jax.custom_vjp(conv)\n'
+        'zeros = lambda saved, y: saved\n'
+        'onednn_calls.conv.defvjp(lambda *args: (conv(*args), args), zeros)\n'
+        'onednn_self_test.self_test()'
+    )
+    assert onednn.supported_dtypes() == set()
+    (stored,) = verdicts(tmp_path / 'new')
+    assert 'exit status 3 float32: ' in stored['outcome']
+    assert 'unknown' in stored['outcome']
+
+
+@pytest.mark.parametrize(
+    'program',
+    [
+        'import os, signal; os.kill(os.getpid(), signal.SIGKILL)',
+        'import os, signal; os.kill(os.getpid(), signal.SIGTERM)',
+        'import a_module_that_is_missing',
+        'raise MemoryError',
+        'import jax\n'
+        'from fmen_jax.runtime import onednn_calls, onednn_self_test\n'
+        'def conv(*args):\n'
+        '    raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")\n'
+        'onednn_calls.conv = conv\n'
+        'onednn_self_test.self_test()',
+    ],
+)
+def test_a_child_that_comes_to_no_verdict(
+    program: str, child: Callable[[str], None], tmp_path: Path
+) -> None:
+    child(program)
+    assert onednn.supported_dtypes() == set()
+    assert verdicts(tmp_path / 'new') == []
+
+
+def test_a_child_that_cannot_be_started(
+    child: Callable[[str], None],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    child('')
+    monkeypatch.setattr(onednn_self_test, 'SELF_TEST', (str(tmp_path / 'missing'),))
+    with caplog.at_level('DEBUG', 'fmen_jax'):
+        assert onednn.supported_dtypes() == set()
+    assert 'not started' in caplog.text
+    assert verdicts(tmp_path / 'new') == []
 
 
 def test_a_child_that_hangs_leaves_no_verdict(
     child: Callable[[str], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     child('import time; print("passed float32", flush=True); time.sleep(60)')
-    monkeypatch.setattr(onednn, 'SELF_TEST_SECONDS', 0.5)
+    monkeypatch.setattr(onednn_self_test, 'SELF_TEST_SECONDS', 0.5)
     assert onednn.supported_dtypes() == set()
     assert verdicts(tmp_path / 'new') == []
 
@@ -273,7 +329,7 @@ def test_a_damaged_verdict_is_replaced(child: Callable[[str], None], tmp_path: P
     onednn.supported_dtypes()
     (path,) = (tmp_path / 'new').rglob('*.json')
     path.write_text('{"passed": 1')
-    onednn.verdict.cache_clear()
+    onednn_self_test.verdict.cache_clear()
     assert onednn.supported_dtypes() == {'float32'}
     assert verdicts(tmp_path / 'new')[0]['passed'] == ['float32']
 
@@ -285,6 +341,7 @@ def test_the_engine_gives_the_same_picture(supported: frozenset[str]) -> None:
     np.testing.assert_allclose(found, net(x), atol=1e-3)  # by XLA's own
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('settings', [{}, {'remat': 'none', 'accumulate': 2, 'packed': 2}])
 def test_a_train_step_is_the_same(settings: dict[str, Any], supported: frozenset[str]) -> None:
     config = StepConfig(**settings)
@@ -305,6 +362,7 @@ def test_a_train_step_is_the_same(settings: dict[str, Any], supported: frozenset
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_what_is_computed_again_is_not_kept(supported: frozenset[str]) -> None:
     optimizer = make_optimizer(OptimConfig(), 10)
     state = init_state(initial_variables(SMALL, 'collapsed'), optimizer, ema=False)

@@ -1,19 +1,23 @@
-"""The weights that a run starts from."""
+"""The weights that a run starts from, and what it leaves."""
 
 import dataclasses
+import json
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 
+import fmen_jax
 from fmen_jax import porting
 from fmen_jax.errors import InputError
+from fmen_jax.files import sha256
 from fmen_jax.models.fmen import FMENConfig
 from fmen_jax.models.initial import initial_variables, resized_tail
-from fmen_jax.training.experiment import Experiment
+from fmen_jax.training.experiment import Experiment, flat
 from fmen_jax.training.results import first_variables
-from tests.helpers import Golden
+from tests.helpers import SHORT, Golden, SmokeRun
 
 
 def test_initial_weights_of_another_scale_and_of_folded_weights(
@@ -31,8 +35,12 @@ def test_initial_weights_of_another_scale_and_of_folded_weights(
         assert variables['params']['tail_0']['kernel'].shape[3] == 3 * scale**2
     deploy = dataclasses.replace(experiment, graph='deploy')
     assert set(first_variables(deploy)) == {'params'}
-    with pytest.raises(InputError, match='is a train graph of .*; expected one of'):
+    with pytest.raises(InputError, match='contains weights of .*; expected those of'):
         first_variables(Experiment(model=FMENConfig(), init_from=str(weights)))
+    folded = weights.with_name('folded.safetensors')
+    fmen_jax.load(weights).fold().save(folded)
+    with pytest.raises(InputError, match='contains folded weights, which cannot be trained'):
+        first_variables(Experiment(model=ported.config, init_from=str(folded)))
 
 
 def test_a_tail_of_another_scale_gives_means_of_areas() -> None:
@@ -48,3 +56,23 @@ def test_a_tail_of_another_scale_gives_means_of_areas() -> None:
         twelfths = fine.repeat(scale, 1).repeat(scale, 2)
         means = twelfths.reshape(1, 7 * scale, 4, 9 * scale, 4, 3).mean((2, 4))
         np.testing.assert_allclose(coarse, means, rtol=0, atol=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures('compilation_cache')
+def test_what_a_run_leaves(run: Callable[[str], SmokeRun]) -> None:
+    made = run('run')
+    experiment = made.experiment(**SHORT)
+    weights = made.train(experiment)
+    assert weights
+    net = fmen_jax.load(weights)
+    assert (net.config, net.graph) == (experiment.model, 'deploy')
+    assert json.loads((made.workdir / 'config.json').read_text()) == flat(experiment)
+    card = json.loads((made.workdir / 'card.json').read_text())
+    assert card['sha256'] == sha256(weights)
+    assert card['step'] == 4
+    assert sorted(made.losses()) == [1, 2, 3, 4]
+    unfolded = fmen_jax.load(made.workdir / 'train_weights.safetensors')
+    assert unfolded.graph != 'deploy'
+    again = unfolded.fold().variables  # float32 once more: the file has the parameters unfolded
+    jax.tree.map(np.testing.assert_array_equal, again, net.variables)

@@ -17,8 +17,9 @@ import fmen_jax
 from fmen_jax.data.pairs import find_pairs
 from fmen_jax.evaluation import protocols, scoring
 from fmen_jax.files import sha256
-from fmen_jax.images import rgb8
 from fmen_jax.images.bicubic import imresize
+from fmen_jax.images.read import read_rgb8
+from fmen_jax.images.write import write_rgb8
 from fmen_jax.inference.upscale import upscale
 from fmen_jax.inference.upscaler import Upscaler
 from fmen_jax.network import load
@@ -69,24 +70,25 @@ def test_better_than_bicubic_on_a_picture_of_no_benchmark() -> None:
         assert ours[0] > theirs[0] + 0.8, name
 
 
+@pytest.mark.slow
 def test_upscale_without_any_option(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     picture = tmp_path / 'photo.jpg'
-    rgb8.write(tmp_path / 'photo.png', rgb8.Picture(skimage.data.astronaut()[:40, :50]))
+    write_rgb8(tmp_path / 'photo.png', skimage.data.astronaut()[:40, :50])
     pyvips.Image.new_from_file(str(tmp_path / 'photo.png')).jpegsave(str(picture))
     assert run_cli('upscale', picture) == 0
-    made = rgb8.read(tmp_path / 'photo_x4.jpg').pixels
+    made = read_rgb8(tmp_path / 'photo_x4.jpg')
     assert made.shape == (160, 200, 3)
     for scale in sorted(int(name[-1]) for name in shipped()):
         assert run_cli('upscale', picture, '-s', scale) == 0
-        assert rgb8.read(tmp_path / f'photo_x{scale}.jpg').pixels.shape[0] == 40 * scale
+        assert read_rgb8(tmp_path / f'photo_x{scale}.jpg').shape[0] == 40 * scale
     assert run_cli('upscale', picture, '-s', 5) == 2
     assert (
         'there are no weights for x5 in the package, only for x2, x3, x4' in capsys.readouterr().err
     )
     assert run_cli('upscale', tmp_path) == 2
-    assert 'is not one picture: say by output where' in capsys.readouterr().err
+    assert 'is not a single picture: use --output' in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -101,7 +103,7 @@ def test_a_wheel_alone_upscales_a_picture(tmp_path: Path) -> None:
     with zipfile.ZipFile(wheel) as file:
         file.extractall(site)
     picture = tmp_path / 'photo.png'
-    rgb8.write(picture, rgb8.Picture(skimage.data.astronaut()[:30, :40]))
+    write_rgb8(picture, skimage.data.astronaut()[:30, :40])
     program = (
         f'import sys; paths = [p for p in sys.path if {str(ROOT)!r} not in p]\n'
         f'sys.path[:] = [{str(site)!r}, *paths]\n'
