@@ -15,7 +15,16 @@ from jax import Array
 
 from fmen_jax.errors import InputError
 from fmen_jax.images.pixel_shuffle import pixel_shuffle
-from fmen_jax.models.layers import BatchNorm, Conv, Graph, Params, conv, leaky_relu, pad_border
+from fmen_jax.models.layers import (
+    BatchNorm,
+    Conv,
+    Graph,
+    Params,
+    conv,
+    gate,
+    leaky_relu,
+    pad_border,
+)
 from fmen_jax.models.protocol import NetworkConfig, OnnxGraph, Shapes
 from fmen_jax.models.recognition import common_size, count_blocks, scale_of
 from fmen_jax.models.reparam import collapse, fold
@@ -271,9 +280,9 @@ class HFAB(nn.Module):
             y = erb(y)
         y = leaky_relu(y, SLOPE)
         y = self.excitate(y) if folded else self.excitate(*self.bn2(y, train=train, centered=True))
-        attention = jax.nn.sigmoid(y if folded else self.bn3(y, train=train)[0])
+        y, attention = gate(y if folded else self.bn3(y, train=train)[0], x)
         self.sow('intermediates', 'attention', attention)
-        return attention * x
+        return y
 
 
 class FMEN(nn.Module):

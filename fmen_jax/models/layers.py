@@ -201,8 +201,22 @@ class BatchNorm(nn.Module):
 
 @partial(jax.jit, static_argnames='slope')  # so that it appears by name in a traced program
 def leaky_relu(x: Array, slope: float) -> Array:
-    """Return x where positive, else slope x; the derivative at 0 is `slope`, as in PyTorch."""
-    return jnp.where(x > 0, x, slope * x)
+    """Return x where positive, else slope x; the derivative at 0 is `slope`, as in PyTorch.
+
+    In bfloat16, only the result is rounded.
+    """
+    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    return jnp.where(wide > 0, wide, slope * wide).astype(x.dtype)
+
+
+def gate(y: Array, x: Array) -> tuple[Array, Array]:
+    """Return sigmoid(y) x and sigmoid(y), an attention map in 0..1.
+
+    In bfloat16, the attention map is float32 and only the product is rounded, which is also faster
+    on a CPU: XLA computes in float32 there, and would round after every operation.
+    """
+    attention = jax.nn.sigmoid(y.astype(jnp.promote_types(y.dtype, jnp.float32)))
+    return (attention * x).astype(x.dtype), attention
 
 
 def pad_border(x: Array, border: Array) -> Array:

@@ -48,9 +48,11 @@ def _backward(saved: tuple[Array, Array, Array], gradient: Array) -> tuple[Array
     to_x = _conv_call(gradient, kernel[::-1, ::-1].swapaxes(2, 3).astype(x.dtype))
     if x.dtype == jnp.bfloat16:
         to_kernel = kernel_gradient(x, gradient, kernel.shape[0], matmul=matmul)
-    else:  # XLA's is faster than a matrix product in float32, and oneDNN's own cannot be called
+        pixels = gradient.reshape(-1, gradient.shape[3])
+        to_bias = matmul(jnp.ones((len(pixels), 1), x.dtype), pixels)[0]
+    else:  # XLA's are faster than matrix products in float32, and oneDNN's own cannot be called
         to_kernel = _xla_kernel_gradient(x, gradient, kernel)
-    to_bias = gradient.astype(jnp.float32).sum((0, 1, 2))
+        to_bias = gradient.sum((0, 1, 2))
     return to_x, to_kernel.astype(kernel.dtype), to_bias.astype(bias.dtype)
 
 

@@ -48,7 +48,7 @@ _CRASHES = frozenset(
 """Signals by which a wrong call ends the process; others are sent to it, as by the kernel when
 memory runs out."""
 
-_FORMAT = 2  # increased when the self-test changes, which invalidates older verdicts
+_FORMAT = 3  # increased when the self-test changes, which invalidates older verdicts
 
 
 def stored_verdict() -> frozenset[str]:
