@@ -58,7 +58,7 @@ def disk_of(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
 
     yield mount
     if folder.is_mount():
-        subprocess.run(['umount', folder], check=True)
+        subprocess.run(['umount', '--lazy', folder], check=True)  # a file may still be open
 
 
 @pytest.hookimpl(wrapper=True)

@@ -159,14 +159,20 @@ def _words(value: Any) -> list[str]:
     return [str(part) for part in (value if isinstance(value, tuple) else (value,))]
 
 
-def kill_at_ten(process: subprocess.Popen, workdir: Path) -> None:
-    """SIGKILL as soon as the checkpoint of step 10 exists."""
+def kill_at_ten(process: subprocess.Popen, workdir: Path) -> list[int]:
+    """SIGKILL as soon as the checkpoint of step 10 exists; returns the process's own children."""
     deadline = time.time() + 120
     while not (workdir / 'checkpoints/10').exists() and time.time() < deadline:
         assert process.poll() is None, 'it ended before it was killed'
         time.sleep(0.01)
+    children = [
+        int(child)
+        for path in Path(f'/proc/{process.pid}/task').glob('*/children')
+        for child in path.read_text().split()
+    ]
     process.kill()
     assert process.wait() == -signal.SIGKILL, 'it ended before it was killed'
+    return children
 
 
 @dataclasses.dataclass(frozen=True)

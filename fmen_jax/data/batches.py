@@ -6,6 +6,9 @@ network's output before the pixel shuffle.
 """
 
 import dataclasses
+import multiprocessing
+import os
+import threading
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal, get_args
 
@@ -203,5 +206,21 @@ def prefetched(
         if not absl.flags.FLAGS.is_parsed():  # Grain's workers read absl flags
             absl.flags.FLAGS.mark_as_parsed()
         workers = grain.MultiprocessingOptions(config.processes, per_worker_buffer_size=2)
-        ahead = ahead.mp_prefetch(workers)
+        ahead = ahead.mp_prefetch(workers, worker_init_fn=_end_with_parent)
     return iter(ahead)
+
+
+def _end_with_parent(index: int, count: int) -> None:
+    """End this worker process when the process that started it ends, even if that was killed.
+
+    Grain's workers would wait forever for someone to take their batches.
+    """
+    del index, count
+    if not (parent := multiprocessing.parent_process()):
+        return
+
+    def watch() -> None:
+        parent.join()
+        os._exit(0)
+
+    threading.Thread(target=watch, daemon=True).start()

@@ -24,7 +24,7 @@ from fmen_jax.training.state import TrainState
 
 
 class CheckpointError(FMENError):
-    """No checkpoint of a run can be read."""
+    """No checkpoint of a run can be read, or a checkpoint cannot be written."""
 
 
 class _DamagedError(Exception):
@@ -35,6 +35,9 @@ class Checkpoints:
     """The checkpoints of a run: the last `keep_last` ones, and the one with the highest PSNR.
 
     In a cluster, every process creates an object on the same folder and makes the same calls.
+
+    Every method may raise CheckpointError if the pending checkpoint cannot be written, for example
+    to a full disk. Those that were written before are complete.
     """
 
     def __init__(self, folder: Path, *, keep_last: int) -> None:
@@ -47,6 +50,7 @@ class Checkpoints:
         self._keep_last = keep_last
         self._index = _Index(self._folder.with_suffix('.json'))
         self._orbax = self._open()
+        self._silence = _quiet('absl')  # Orbax logs the errors that it raises, with tracebacks
 
     def _open(self) -> Any:
         training: Any = ocp.training
@@ -65,7 +69,8 @@ class Checkpoints:
         """Save a state in the background, unless its step has been saved already."""
         step = int(state.step)
         if step not in self._steps():
-            self._orbax.save_async(step, state)
+            with self._writing():
+                self._orbax.save_async(step, state)
 
     def record_psnr(self, step: int, psnr: float) -> None:
         """Record the validation PSNR in dB of a step, before or after the step is saved."""
@@ -124,21 +129,42 @@ class Checkpoints:
         return state
 
     def __enter__(self) -> 'Checkpoints':
+        self._silence.__enter__()
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         """Wait until all checkpoints are written."""
-        # Closing waits for all processes, which may never get here after an error.
-        if error is None or jax.process_count() == 1:
-            self._steps()
-            self._orbax.close()
+        try:
+            if isinstance(error, CheckpointError):
+                with contextlib.suppress(Exception):  # the same error once more
+                    self._orbax.close()
+            # Closing waits for all processes, which may never get here after an error.
+            elif error is None or jax.process_count() == 1:
+                self._steps()
+                with self._writing():
+                    self._orbax.close()
+        finally:
+            self._silence.__exit__(None, None, None)
 
     def _steps(self) -> set[int]:
         """Return the steps of the complete checkpoints, after the pending one is written."""
-        self._orbax.wait()
+        with self._writing():
+            self._orbax.wait()
         steps = {checkpoint.step for checkpoint in self._orbax.checkpoints}
         self._index.seal(self._folder, steps)
         return steps
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Report whatever goes wrong while Orbax writes as one error."""
+        try:
+            yield
+        except Exception as error:  # Orbax raises many types for a file that it cannot write
+            raise CheckpointError(
+                f'a checkpoint cannot be written to {self._folder} ({_reason(error)}). Check the '
+                'free space and the permissions; the same command then resumes from the last '
+                'complete checkpoint.'
+            ) from error
 
     def _load_first(
         self, like: TrainState, steps: Iterable[int]
@@ -160,13 +186,12 @@ class Checkpoints:
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like
         )
         try:
-            with _quiet():
+            with _quiet('asyncio'):
                 return self._orbax.load(step, abstract)
         except Exception as error:  # Orbax raises many types for files that it cannot read
             if jax.process_count() > 1:
                 raise
-            text = str(error.__cause__ or error).strip() or type(error).__name__
-            raise _DamagedError(text.splitlines()[0][:200]) from error
+            raise _DamagedError(_reason(error)) from error
 
     def _move_aside(self, damaged: dict[int, str], *, instead: int) -> None:
         folder = self._folder.with_name('damaged')
@@ -269,12 +294,18 @@ def _listed(damaged: dict[int, str]) -> str:
     return ''.join(f'\n  step {step}: {reason}' for step, reason in damaged.items())
 
 
+def _reason(error: Exception) -> str:
+    """Return the first line of what Orbax reports; it begins with a kind and ends with a cause."""
+    line = (str(error.__cause__ or error).strip() or type(error).__name__).splitlines()[0]
+    return line if len(line) <= 300 else f'{line[:150]} ... {line[-150:]}'
+
+
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence the messages of the tasks that Orbax abandons when one of them fails."""
-    logger = logging.getLogger('asyncio')
+def _quiet(name: str) -> Iterator[None]:
+    """Silence a logger: Orbax logs what it raises, and asyncio the tasks that Orbax abandons."""
+    logger = logging.getLogger(name)
     level = logger.level
-    logger.setLevel(logging.CRITICAL)
+    logger.setLevel(logging.CRITICAL + 1)
     try:
         yield
     finally:

@@ -30,11 +30,16 @@ def test_killed_and_run_again_gives_the_same_bits(run: Make, environment: dict[s
     whole, killed = run('whole'), run('killed')
     options = ('--step.ema-decay', '0.9')
     subprocess.run(whole.command(*options), env=environment, check=True)
-    # with a worker process, which may outlive its parent but must not hold its lock
+    # with a worker process, which must end with its parent
     process = subprocess.Popen(
         killed.command(*options, '--pipeline.processes', '1'), env=environment
     )
-    kill_at_ten(process, killed.workdir)
+    children = kill_at_ten(process, killed.workdir)
+    assert children or not Path('/proc').exists()
+    deadline = time.time() + 60
+    while any(map(is_running, children)) and time.time() < deadline:
+        time.sleep(0.1)
+    assert not any(map(is_running, children))
     assert not (killed.workdir / 'weights.safetensors').exists()
     again = (*options, '--pipeline.threads', '5')  # other workers, the same data
     subprocess.run(killed.command(*again), env=environment, check=True)
@@ -43,6 +48,14 @@ def test_killed_and_run_again_gives_the_same_bits(run: Make, environment: dict[s
     # the same command once more does nothing and says the same
     subprocess.run(killed.command(*again), env=environment, check=True)
     assert killed.losses() == whole.losses()
+
+
+def is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 @pytest.mark.slow
@@ -248,3 +261,27 @@ def test_a_broken_index_is_a_clear_error(stopped: SmokeRun) -> None:
     (stopped.workdir / 'checkpoints.json').write_text('{"psnr": ')
     with pytest.raises(InputError, match=r'checkpoints.json is broken .*: remove it'):
         stopped.train(stopped.experiment(**SHORT))
+
+
+def test_a_full_disk_is_one_error_and_the_run_resumes(
+    run: Make, disk_of: Callable[[int], Path], compilation_cache: None
+) -> None:
+    whole = run('whole')
+    assert whole.train(whole.experiment(**SHORT))
+    disk = disk_of(20_000)
+    full = SmokeRun(disk / 'run', whole.photos)
+    experiment = full.experiment(**SHORT)
+
+    def fill(record: dict[str, Any]) -> None:
+        if record['step'] == 2:
+            (disk / 'other').write_bytes(bytes(shutil.disk_usage(disk).free))
+
+    # the next line of the log fails, or the checkpoint that is being written
+    failed = pytest.raises((CheckpointError, OSError), match='cannot be written|No space left')
+    with failed as caught:
+        full.train(experiment, report=fill)
+    assert '\n' not in str(caught.value)
+    assert not (full.workdir / 'weights.safetensors').exists()
+    (disk / 'other').unlink()
+    assert full.train(experiment)
+    assert full.weights() == whole.weights()
