@@ -53,8 +53,9 @@ def draw(results: dict[str, Any], folder: Path) -> list[Path]:
 
 
 def _infer(figure: Any, rows: Rows) -> None:
-    """Plot time relative to the fastest PyTorch contender at each size."""
+    """Plot time relative to the fastest PyTorch contender at each size, in float32."""
     axes = figure.subplots()
+    rows = [r for r in rows if r['dtype'] == 'float32']
     sizes = list(dict.fromkeys((r['height'], r['width']) for r in rows))
     times = {(r['contender'], r['height'], r['width']): r['seconds'] for r in rows}
     torch = [{key for key in times if key[0].startswith('torch') and key[1:] == s} for s in sizes]
