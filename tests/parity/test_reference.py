@@ -99,7 +99,7 @@ def test_the_builtin_reference_on_published_weights(
     dump = run_reference(network, 'builtin', path, ReferenceConfig(python=torch_python))
     report = assert_parity(network, dump, TIGHT)
     assert len(report.stage(WEIGHTS).rows) == len(network.state_dict())
-    assert max(row.ratio or 0 for row in report.stage(NOISE).rows) < 2
+    assert max(row.ratio or 0 for row in report.stage(NOISE).rows) <= 3
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import json
 import multiprocessing
 import os
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tensorboardX
 
 from fmen_jax.errors import FMENWarning, InputError
 from fmen_jax.training import workdir as workdirs
@@ -264,8 +266,14 @@ def test_a_broken_index_is_a_clear_error(stopped: SmokeRun) -> None:
 
 
 def test_a_full_disk_is_one_error_and_the_run_resumes(
-    run: Make, disk_of: Callable[[int], Path], compilation_cache: None
+    run: Make,
+    disk_of: Callable[[int], Path],
+    compilation_cache: None,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    # its thread would fail minutes later, in another test
+    nothing = functools.partial(tensorboardX.SummaryWriter, write_to_disk=False)
+    monkeypatch.setattr(tensorboardX, 'SummaryWriter', nothing)
     whole = run('whole')
     assert whole.train(whole.experiment(**SHORT))
     disk = disk_of(20_000)
