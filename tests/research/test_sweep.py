@@ -4,7 +4,6 @@ import dataclasses
 import itertools
 import json
 import os
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -21,7 +20,16 @@ from fmen_jax.research.sweep import make_members, sweep
 from fmen_jax.training import loop
 from fmen_jax.training.experiment import DataConfig, Experiment, load_experiment
 from fmen_jax.training.optimizer import OptimConfig
-from tests.helpers import ROOT, SHORT, SmokeRun, changed_experiment, kill_at_ten, run_cli, save
+from tests.helpers import (
+    ROOT,
+    SHORT,
+    SmokeRun,
+    changed_experiment,
+    interrupt,
+    kill_at_ten,
+    run_cli,
+    save,
+)
 
 SMOKE = ROOT / 'configs/smoke.py'
 
@@ -125,7 +133,7 @@ def test_stopped_in_a_validating_step_and_resumed(
     def stop(name: str, record: dict[str, Any]) -> None:
         key, _, step = where.partition(' of step ')
         if name == 'seed1' and key in record and record['step'] == int(step):
-            os.kill(os.getpid(), signal.SIGTERM)
+            interrupt()
 
     upscaler = worsening()
     assert sweep(members, stopped, upscaler=upscaler, report=stop) is None

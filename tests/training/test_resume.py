@@ -7,7 +7,6 @@ import json
 import multiprocessing
 import os
 import shutil
-import signal
 import subprocess
 import time
 import warnings
@@ -22,7 +21,7 @@ from fmen_jax.errors import FMENWarning, InputError
 from fmen_jax.training import workdir as workdirs
 from fmen_jax.training.checkpoint import CheckpointError
 from fmen_jax.training.experiment import DataConfig, flat
-from tests.helpers import PHOTO, SHORT, SmokeRun, enlarger, kill_at_ten, save
+from tests.helpers import PHOTO, SHORT, SmokeRun, enlarger, interrupt, kill_at_ten, save
 
 Make = Callable[[str], SmokeRun]
 
@@ -174,7 +173,7 @@ def stopped(run: Make, tmp_path: Path, compilation_cache: None) -> SmokeRun:
 def stop_at(step: int) -> Callable[[dict[str, Any]], None]:
     def report(record: dict[str, Any]) -> None:
         if record['step'] == step:
-            os.kill(os.getpid(), signal.SIGTERM)
+            interrupt()
 
     return report
 

@@ -2,8 +2,6 @@
 
 import io
 import json
-import os
-import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +14,7 @@ from tensorboardX.proto import event_pb2
 
 from fmen_jax.network import Network
 from fmen_jax.training.experiment import load_experiment
-from tests.helpers import ROOT, SHORT, SmokeRun, changed_experiment, enlarger
+from tests.helpers import ROOT, SHORT, SmokeRun, changed_experiment, enlarger, interrupt
 
 
 @pytest.mark.usefixtures('compilation_cache')
@@ -30,7 +28,7 @@ def test_a_run_stopped_in_a_validation_resumes_with_it(run: Callable[[str], Smok
         upscale = enlarger(network)
 
         def call(lr: np.ndarray) -> np.ndarray:
-            os.kill(os.getpid(), signal.SIGTERM)
+            interrupt()
             scored.append(lr.shape[0])
             return upscale(lr)
 
@@ -63,7 +61,7 @@ def at_step(step: int) -> Callable[[dict[str, Any]], None]:
 
     def report(record: dict[str, Any]) -> None:
         if record['step'] == step:
-            os.kill(os.getpid(), signal.SIGTERM)
+            interrupt()
 
     return report
 
