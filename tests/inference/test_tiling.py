@@ -23,7 +23,7 @@ from fmen_jax.inference.upscaler import Upscaler
 from fmen_jax.models.fmen import FMENConfig
 from fmen_jax.models.initial import initial_variables
 from fmen_jax.network import Network, load
-from fmen_jax.runtime import onednn
+from fmen_jax.runtime import cpu, onednn
 
 PHOTO = skimage.data.astronaut()[:, 60:]
 
@@ -42,7 +42,11 @@ def make_upscaler(net: Network, **settings: Any) -> Upscaler:
 
 
 def assert_same(found: np.ndarray, whole: np.ndarray) -> None:
-    if found.dtype != np.float32 or 'float32' in onednn.supported_dtypes():
+    """0 differing 8-bit and 16-bit values; float32 as docs/upscaling.md states."""
+    # oneDNN of later jaxlibs chooses its kernels for AVX-512 by the width of the image
+    by_width = jax.__version_info__ >= (0, 11) and 'avx512f' in cpu.features()
+    exact = 'float32' in onednn.supported_dtypes() and not by_width
+    if found.dtype != np.float32 or exact:
         np.testing.assert_array_equal(found, whole)
     else:
         np.testing.assert_allclose(found, whole, rtol=0, atol=2e-6 * np.abs(whole).max())
