@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import tensorboardX
+from orbax.checkpoint import v1 as ocp
 
 from fmen_jax.errors import FMENWarning, InputError
 from fmen_jax.training import workdir as workdirs
@@ -292,3 +293,17 @@ def test_a_full_disk_is_one_error_and_the_run_resumes(
     (disk / 'other').unlink()
     assert full.train(experiment)
     assert full.weights() == whole.weights()
+
+
+def test_a_checkpoint_that_cannot_be_written_is_one_error(
+    run: Make, compilation_cache: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def wait(self: Any) -> None:
+        raise ValueError('RESOURCE_EXHAUSTED: no space\nin many lines')
+
+    monkeypatch.setattr(ocp.training.Checkpointer, 'wait', wait)
+    made = run('run')
+    with pytest.raises(
+        CheckpointError, match=r'cannot be written .*\(RESOURCE_EXHAUSTED: no space\)'
+    ):
+        made.train(made.experiment(**SHORT))
