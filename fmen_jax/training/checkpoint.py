@@ -9,6 +9,7 @@ import contextlib
 import itertools
 import json
 import logging
+import sys
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -51,6 +52,7 @@ class Checkpoints:
         self._index = _Index(self._folder.with_suffix('.json'))
         self._orbax = self._open()
         self._silence = _quiet('absl')  # Orbax logs the errors that it raises, with tracebacks
+        self._unraisablehook = sys.unraisablehook
 
     def _open(self) -> Any:
         training: Any = ocp.training
@@ -130,6 +132,7 @@ class Checkpoints:
 
     def __enter__(self) -> 'Checkpoints':
         self._silence.__enter__()
+        sys.unraisablehook = self._hide_abandoned_tasks
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
@@ -138,13 +141,20 @@ class Checkpoints:
             if isinstance(error, CheckpointError):
                 with contextlib.suppress(Exception):  # the same error once more
                     self._orbax.close()
+                return
             # Closing waits for all processes, which may never get here after an error.
-            elif error is None or jax.process_count() == 1:
+            if error is None or jax.process_count() == 1:
                 self._steps()
                 with self._writing():
                     self._orbax.close()
+            sys.unraisablehook = self._unraisablehook  # not if a write failed: see the hook
         finally:
             self._silence.__exit__(None, None, None)
+
+    def _hide_abandoned_tasks(self, unraisable: Any) -> None:
+        """Hide what Python prints if a write ends after another one has failed."""
+        if str(unraisable.exc_value) != 'Event loop is closed':
+            self._unraisablehook(unraisable)
 
     def _steps(self) -> set[int]:
         """Return the steps of the complete checkpoints, after the pending one is written."""

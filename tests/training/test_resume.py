@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import shutil
 import subprocess
+import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -20,7 +21,7 @@ from orbax.checkpoint import v1 as ocp
 
 from fmen_jax.errors import FMENWarning, InputError
 from fmen_jax.training import workdir as workdirs
-from fmen_jax.training.checkpoint import CheckpointError
+from fmen_jax.training.checkpoint import CheckpointError, Checkpoints
 from fmen_jax.training.experiment import DataConfig, flat
 from tests.helpers import PHOTO, SHORT, SmokeRun, enlarger, interrupt, kill_at_ten, save
 
@@ -293,6 +294,29 @@ def test_a_full_disk_is_one_error_and_the_run_resumes(
     (disk / 'other').unlink()
     assert full.train(experiment)
     assert full.weights() == whole.weights()
+
+
+def test_writes_that_end_after_a_failed_one_print_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Write:
+        def __init__(self, reason: str) -> None:
+            self._reason = reason
+
+        def __del__(self) -> None:
+            raise RuntimeError(self._reason)
+
+    printed: list[str] = []
+    monkeypatch.setattr(sys, 'unraisablehook', lambda found: printed.append(str(found.exc_value)))
+    with (
+        pytest.raises(CheckpointError, match='full'),
+        Checkpoints(tmp_path / 'checkpoints', keep_last=1),
+    ):
+        Write('Event loop is closed')
+        raise CheckpointError('full')
+    Write('Event loop is closed')
+    Write('another error')
+    assert printed == ['another error']
 
 
 def test_a_checkpoint_that_cannot_be_written_is_one_error(
