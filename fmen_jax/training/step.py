@@ -59,7 +59,7 @@ class StepConfig:
     statistics: Statistics = 'global'
     """Batch over which batch norms compute their statistics: the global batch, as on a single
     device, or the part on each device, which needs one exchange between devices per step instead
-    of 31."""
+    of 32."""
 
     def __post_init__(self) -> None:
         check_choice('step.loss', self.loss, get_args(Loss))
