@@ -46,10 +46,9 @@ def parity(
     """Prove that a PyTorch implementation and this package compute the same from a checkpoint.
 
     The reference FILE.py is executed with your permissions, in a separate process, which contains
-    failures but does not protect you from malicious code: name only files that you trust. The checkpoint is read as data. The
-    exit code is 0 if the implementations are equal, 1 if they differ, and 2 if the comparison could
-    not be made.
-    docs/parity.md explains the report.
+    failures but does not protect you from malicious code: name only files that you trust. The
+    checkpoint is read as data. The exit code is 0 if the implementations are equal, 1 if they
+    differ, and 2 if the comparison could not be made. docs/parity.md explains the report.
 
     Args:
       checkpoint: Checkpoint, or name of weights in the package or of published weights.
