@@ -173,6 +173,7 @@ def sweep(
     batches = Batches(sources, e.pipeline, unshuffled=True)
     states = _Rounds(members)
     with workdirs.locked(workdir):
+        _check_members(workdir, [member.name for member in members])
         for member in members:
             workdirs.claim(workdir / member.name, member.experiment, sources)
         with Checkpoints(workdir / 'checkpoints', keep_last=e.loop.keep_last) as checkpoints:
@@ -187,6 +188,26 @@ def sweep(
                 ) as run,
             ):
                 return run.finish() if run.loop(batches) else None
+
+
+def _check_members(workdir: Path, names: Sequence[str]) -> None:
+    """Record the members of a new sweep; raise InputError if `workdir` has those of another one.
+
+    A checkpoint holds the states of all members in their order, but not their names.
+    """
+    path = workdir / 'members.json'
+    if not path.exists():
+        write_text(path, json.dumps(names) + '\n')
+        return
+    try:
+        before = json.loads(path.read_text(encoding='utf-8'))
+    except ValueError as error:
+        raise InputError(f'{path} is broken ({error}): choose another workdir.') from error
+    if before != names:
+        raise InputError(
+            f'{workdir} contains a sweep of {before}; the members are now {names}. Use the same '
+            'members in the same order, or choose another workdir.'
+        )
 
 
 class _Rounds:

@@ -212,6 +212,24 @@ def test_several_devices_train_the_same_members(photos: Path, tmp_path: Path) ->
     assert min(np.diff(sorted(expected))) > 0.01
 
 
+@pytest.mark.parametrize('others', [(2, 3), (1, 0), (0, 1, 2)])
+def test_a_finished_sweep_is_not_that_of_other_seeds(
+    photos: Path, tmp_path: Path, others: tuple[int, ...]
+) -> None:
+    """A checkpoint holds the states of the members without their names."""
+    e = changed_experiment(smoke(photos), model=SHORT['model'], loop={'steps': 2})
+    work = tmp_path / 'work'
+    first = sweep(make_members(e, [0, 1]), work, upscaler=Upscaler)
+    assert first is not None
+    files = sorted(work.rglob('*'))
+    with pytest.raises(InputError, match='contains a sweep of .*seed0.*seed1'):
+        sweep(make_members(e, others), work, upscaler=Upscaler)
+    assert sorted(work.rglob('*')) == files
+    again = sweep(make_members(e, [0, 1]), work, upscaler=Upscaler)
+    assert again is not None
+    assert [result.name for result in again] == ['seed0', 'seed1']
+
+
 def test_members_are_checked(photos: Path, tmp_path: Path) -> None:
     e = smoke(photos)
     with pytest.raises(
