@@ -27,14 +27,14 @@ def main() -> int:
     parser.add_argument('--commit', help='of the code that trained; by default that of this tree')
     args = parser.parse_args()
     try:
-        write(args.run, args.name, args.benchmarks, args.commit)
-    except FMENError as error:
+        write(args.run, args.name, args.benchmarks, args.commit or _head())
+    except (FMENError, OSError) as error:
         print(f'error: {error}', file=sys.stderr)
         return 2
     return 0
 
 
-def write(run: Path, name: str, benchmarks: Path, commit: str | None) -> None:
+def write(run: Path, name: str, benchmarks: Path, commit: str) -> None:
     weights = run / 'weights.safetensors'  # of a finished run
     upscaler = Upscaler(load(weights))
     made = json.loads((run / 'card.json').read_text(encoding='utf-8'))
@@ -48,14 +48,13 @@ def write(run: Path, name: str, benchmarks: Path, commit: str | None) -> None:
         result = scoring.Result(name, folder, upscaler.scale, protocol, scores)
         pictures = {score.name: {'psnr': score.psnr, 'ssim': score.ssim} for score in scores}
         measured[folder] = dataclasses.asdict(result.mean) | {'pictures': pictures}
-    head = subprocess.run(['git', 'rev-parse', 'HEAD'], capture_output=True, text=True, check=True)
     card = {
         'name': name,
         'sha256': sha256(weights),
         'licence': 'Apache-2.0',
         'data': 'photos (131 photographs from Unsplash, CC and free wallpapers), gb82 (25, CC0)',
         'derived_from': settings['init_from'] and 'fmen_s_x4 of this package',
-        'commit': commit or head.stdout.strip(),
+        'commit': commit,
         'protocol': str(protocol),
         'measured': measured,
         'training_seconds': _seconds(run),
@@ -65,6 +64,14 @@ def write(run: Path, name: str, benchmarks: Path, commit: str | None) -> None:
     shutil.copyfile(weights, SHIPPED / f'{name}.safetensors')
     write_text(SHIPPED / f'{name}.json', json.dumps(card, indent=1) + '\n')
     print(json.dumps(measured, indent=1))
+
+
+def _head() -> str:
+    """Return the commit of the tree that this script is in."""
+    command = ['git', 'rev-parse', 'HEAD']
+    folder = Path(__file__).parent
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)
+    return done.stdout.strip()
 
 
 def _seconds(run: Path) -> float:

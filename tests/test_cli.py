@@ -1,10 +1,14 @@
 """What all commands have in common."""
 
+from pathlib import Path
+
 import pytest
+import skimage.data
 
 from fmen_jax import __version__
 from fmen_jax.cli import COMMANDS
-from tests.helpers import run_cli
+from fmen_jax.data.pairs import find_pairs
+from tests.helpers import run_cli, save
 
 
 def test_overview_and_version(capsys: pytest.CaptureFixture[str]) -> None:
@@ -26,3 +30,40 @@ def test_the_configuration_comes_first(command: str, capsys: pytest.CaptureFixtu
     assert 'error: the first argument is --workdir; expected CONFIG' in capsys.readouterr().err
     assert run_cli(command) == 2
     assert 'error: there are no arguments; expected CONFIG' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        ('prepare . -s 0', 'scale is 0; expected 1 or more'),
+        ('compare --rounds 0', '--rounds is 0; expected 1 or more'),
+        ('web -o page --port 70000', '--port is 70000; expected 0 or more and less than 65536'),
+        ('upscale a.png --suffix /x4', "suffix is '/x4'; expected a part of a file name"),
+        ('upscale a.png --ext a/b', "ext is 'a/b'; expected a part of a file name"),
+        ('upscale a.png --suffix {scale.x}', "suffix is '{scale.x}'; expected a text"),
+        ('upscale a.png --suffix {scale[0]}', "suffix is '{scale[0]}'; expected a text"),
+        ('prepare . -s 2 -o foreign', 'foreign contains something other than a prepared source'),
+        ('parity fmen_s_x4 --device gpu', '--device is gpu; JAX finds no such device here'),
+    ],
+)
+def test_bad_values_are_one_error_before_any_work(
+    arguments: str,
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    save(tmp_path / 'a.png', skimage.data.astronaut()[:16, :16])
+    (tmp_path / 'foreign').mkdir()
+    (tmp_path / 'foreign' / 'index.json').write_text('[]')
+    assert run_cli(*arguments.split()) == 2
+    assert message in ' '.join(capsys.readouterr().err.split())  # tyro breaks lines
+
+
+def test_the_current_folder_has_the_name_of_its_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(tmp_path / 'DIV2K' / 'DIV2K_HR' / '1.png', skimage.data.astronaut()[:16, :16])
+    monkeypatch.chdir(tmp_path / 'DIV2K')
+    assert [pair.name for pair in find_pairs(Path(), 2)] == ['1']

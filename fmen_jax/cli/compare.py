@@ -11,7 +11,7 @@ import tyro
 from tyro.conf import arg
 
 from fmen_jax.data.pairs import find_pairs
-from fmen_jax.errors import InputError, require
+from fmen_jax.errors import InputError, check_range, require
 from fmen_jax.evaluation import cost_table, protocols, scoring
 from fmen_jax.files import check_extension, labels_of, write_text
 from fmen_jax.images.read import RGB8_EXTENSIONS
@@ -45,6 +45,7 @@ def compare(
         for every network.
     """
     extents = [_size(text) for text in sizes]
+    check_range('--rounds', rounds, least=1)
     names = weights or list(zoo.NETWORKS)
     if plot and (data is None or any(name in zoo.NETWORKS for name in names)):
         raise InputError('--plot needs --data, and weights for every network, for the PSNR.')

@@ -108,7 +108,9 @@ def _pictures(given: Sequence[Path]) -> list[Path]:
         if not path.is_dir():
             found.append(path)
             continue
-        inside = [p for p in sorted(path.iterdir()) if p.suffix.lower() in RGB8_EXTENSIONS]
+        # macOS leaves hidden files that end like images
+        seen = (p for p in sorted(path.iterdir()) if not p.name.startswith('.'))
+        inside = [p for p in seen if p.suffix.lower() in RGB8_EXTENSIONS]
         if not inside:
             raise InputError(f'{path}: holds no pictures; expected {", ".join(RGB8_EXTENSIONS)}.')
         found += inside

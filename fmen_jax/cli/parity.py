@@ -99,6 +99,12 @@ def parity(
         references.write_probe(write_probe, network, config, pictures)
         print(f'python {write_probe} CHECKPOINT FILE.py:NAME DUMP.npz')
         return 0
+    try:
+        place = jax.devices(device)[0]
+    except RuntimeError as error:
+        raise InputError(
+            f'--device is {device}; JAX finds no such device here ({error}).'
+        ) from error
     keep_compiled()
     if reference.endswith('.npz'):
         dump = Dump(reference)
@@ -106,7 +112,7 @@ def parity(
     else:
         own = None if graph == 'deploy' else resolve_weights(checkpoint)
         dump = references.run_reference(network, reference, own, config, pictures)
-    with jax.default_device(jax.devices(device)[0]):
+    with jax.default_device(place):
         report = compare(network, dump, CompareConfig(bound=bound))
     print(report.text(layers=layers))
     if json:

@@ -10,7 +10,7 @@ from typing import Annotated
 import tyro
 from tyro.conf import arg
 
-from fmen_jax.errors import InputError
+from fmen_jax.errors import InputError, check_range
 from fmen_jax.network import load
 from fmen_jax.web.page import write_page
 from fmen_jax.web.runtime import find_runtime
@@ -46,6 +46,7 @@ def web(
       runtime: npm package of ONNX Runtime Web, for machines without a connection. The message that
         it could not be downloaded says which file that is.
     """
+    check_range('--port', port, least=0, below=65536)
     if output is None and not serve:
         raise InputError(
             'neither an output nor --serve was given: choose -o FOLDER to write the '

@@ -20,7 +20,7 @@ import numpy as np
 
 from fmen_jax.data import div2k
 from fmen_jax.data.pairs import Loaded, find_pairs, load_pair
-from fmen_jax.errors import InputError
+from fmen_jax.errors import InputError, check_range
 from fmen_jax.files import cache_folder, written_aside
 from fmen_jax.images.bicubic import imresize
 
@@ -133,6 +133,7 @@ def prepare(
       InputError: If there are no usable images, if there are broken ones and `broken` is 'refuse'
         (the message names all of them), or if `output` holds anything else.
     """
+    check_range('scale', scale, least=1)
     pictures = _pictures(data, scale)
     identity = (_FORMAT, scale, broken, pictures.identity)
     digest = hashlib.sha256(repr(identity).encode()).hexdigest()
@@ -141,7 +142,14 @@ def prepare(
     target.parent.mkdir(parents=True, exist_ok=True)
     with filelock.FileLock(f'{target}.lock'):
         if (target / 'index.json').exists():
-            if json.loads((target / 'index.json').read_text())['digest'] == digest:
+            try:
+                found = json.loads((target / 'index.json').read_text())['digest']
+            except (ValueError, LookupError, TypeError) as error:
+                raise InputError(
+                    f'{target} contains something other than a prepared source, or is damaged: '
+                    'remove it, or choose another folder.'
+                ) from error
+            if found == digest:
                 return target
             if output:
                 raise InputError(

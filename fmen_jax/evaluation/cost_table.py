@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fmen_jax.errors import check_range
 from fmen_jax.models.cost import count_cost, ntire_flops
 from fmen_jax.models.layers import Params
 from fmen_jax.models.protocol import NetworkConfig
@@ -67,7 +68,11 @@ def compare(
 
     After one warm-up run each, the networks run in turn, A B C A B C, so that other load on the
     machine affects all of them alike.
+
+    Raises:
+      InputError: If `rounds` is less than 1.
     """
+    check_range('rounds', rounds, least=1)
     x = np.random.default_rng(0).uniform(0, 255, (1, height, width, 3)).astype(np.float32)
     programs = [_compile(entry, x) for entry in entries]
     for run, _ in programs:

@@ -3,6 +3,7 @@
 import dataclasses
 import glob
 import itertools
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -32,11 +33,16 @@ class Naming:
     def __post_init__(self) -> None:
         try:
             self.suffix.format(scale=4)
-        except (ValueError, LookupError) as error:
+        except (ValueError, LookupError, AttributeError, TypeError) as error:
             raise InputError(
                 f'suffix is {self.suffix!r}; expected a text in which {{scale}} is the only '
                 'placeholder, such as _x{scale}.'
             ) from error
+        for name, text in (('suffix', self.suffix), ('ext', self.ext)):
+            if '/' in text or os.sep in text:
+                raise InputError(
+                    f'{name} is {text!r}; expected a part of a file name, without {os.sep}.'
+                )
 
     def name(self, source: Path, scale: int) -> str:
         """Return the file name of the output for a picture."""

@@ -151,7 +151,9 @@ def _rows(
             continue
         version = f'{target} {stat.st_size} {stat.st_mtime_ns}'
         made = [r for r in before.get(target, ()) if r['id'].startswith(version)]
-        if made and item.target.exists() and not json.loads(made[-1]['result'])['error']:
+        # Ray's file names are random, so the order of the results is that of their ids.
+        last = max(made, key=lambda r: int(r['id'].rpartition(' ')[2]), default=None)
+        if last and item.target.exists() and not json.loads(last['result'])['error']:
             known.append(JobResult(item, skipped=True))
         else:
             row_id = f'{version} {len(made)}'

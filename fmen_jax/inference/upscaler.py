@@ -50,6 +50,7 @@ class Upscaler:
         self.halo = settings.tile_pad if settings.tile_pad is not None else radius or _GLOBAL_HALO
         self.exact = radius is not None and self.halo >= radius
         self._tile: Literal['auto'] | int = settings.tile
+        self._tiles = '' if self.exact else f' tile {settings.tile}'
         self._batch = settings.batch
         self._ensemble = settings.self_ensemble
         if isinstance(self._tile, int) and self._tile:
@@ -58,7 +59,10 @@ class Upscaler:
     @property
     def fingerprint(self) -> str:
         """Description of all that affects the output, besides the weights."""
-        return f'{self.engine.name} {self.engine.dtype} halo {self.halo} ensemble {self._ensemble}'
+        return (
+            f'{self.engine.name} {self.engine.dtype} halo {self.halo} ensemble {self._ensemble}'
+            f'{self._tiles}'
+        )
 
     def __call__(self, pixels: np.ndarray) -> np.ndarray:
         """Upscale an image [H, W, C] to [s H, s W, C] of the same dtype.

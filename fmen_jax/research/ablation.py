@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fmen_jax.errors import InputError
+from fmen_jax.errors import InputError, check_range
 from fmen_jax.evaluation import cost_table
 from fmen_jax.files import write_text
 from fmen_jax.models.cost import count_cost
@@ -121,6 +121,9 @@ def ablate(
       InputError: If the settings are invalid, or the variants do not share their data.
     """
     _check(variants)
+    check_range('rounds', rounds, least=1)
+    for experiment in variants.values():
+        check_range('size', min(size), least=experiment.model.min_size)
     psnr: dict[str, dict[int, float]] = {}
     for name, experiment in variants.items():
         members = make_members(experiment, seeds)

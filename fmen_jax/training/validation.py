@@ -36,7 +36,7 @@ class Validation:
         self._folders: dict[str, list[Pair]] = {
             folder: find_pairs(Path(folder), scale) for folder in folders
         }
-        if len({Path(folder).name for folder in folders}) < len(self._folders):
+        if len({_name(folder) for folder in folders}) < len(self._folders):
             raise InputError(
                 f'data.validation contains folders of the same name, {", ".join(folders)}. The log '
                 'distinguishes folders by name: rename one of them.'
@@ -62,7 +62,7 @@ class Validation:
         means: dict[str, float] = {}
         bicubic: dict[str, float] = {}
         for folder, pairs in self._folders.items():
-            name = Path(folder).name
+            name = _name(folder)
             show = partial(self._show, {pair.name for pair in pairs[:_SHOWN]}, name, step, log)
             scores: list[scoring.ImageScore] = []
             for pair in pairs:
@@ -98,3 +98,7 @@ class Validation:
         bicubic = imresize(pair.lr, output.shape[0] // pair.lr.shape[0])
         strip = np.concatenate([side[size, size] for side in (bicubic, output, pair.hr)], 1)
         log.picture(step, f'{folder}/{pair.name}', strip)
+
+
+def _name(folder: str) -> str:
+    return Path(folder).resolve().name  # the name of '.' is empty
