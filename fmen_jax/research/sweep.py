@@ -35,7 +35,7 @@ from fmen_jax.training import workdir as workdirs
 from fmen_jax.training.checkpoint import Checkpoints
 from fmen_jax.training.experiment import Experiment
 from fmen_jax.training.log import Log, Report
-from fmen_jax.training.loop import DivergedError, stop_signals
+from fmen_jax.training.loop import DivergedError, check_trainable, stop_signals
 from fmen_jax.training.optimizer import OptimConfig, make_optimizer
 from fmen_jax.training.results import first_variables, train_network, write_weights
 from fmen_jax.training.state import TrainState, init_state
@@ -164,6 +164,7 @@ def sweep(
         raise InputError('a sweep runs in one process; several were started.')
     if not e.data.train:
         raise InputError('data.train is empty: name folders of pictures to train on.')
+    check_trainable(e)
     validation = Validation(e.data.validation, e.data.protocol, e.model.scale, upscaler)
     for member in members:
         workdirs.check_settings(workdir / member.name, member.experiment)

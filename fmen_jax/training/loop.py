@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh
@@ -110,6 +111,8 @@ class _Inputs:
 def _read_inputs(experiment: Experiment, upscaler: MakeUpscaler) -> _Inputs:
     """Check the images for validation, prepare those for training, and read or draw the weights."""
     e, scale = experiment, experiment.model.scale
+    check_trainable(e)
+    _check_split(e)
     validation = Validation(e.data.validation, e.data.protocol, scale, upscaler)
     if not e.data.train:
         raise InputError('data.train is empty: name one or more folders of training images.')
@@ -124,6 +127,30 @@ def _read_inputs(experiment: Experiment, upscaler: MakeUpscaler) -> _Inputs:
     optimizer = make_optimizer(e.optim, e.loop.steps)
     state = init_state(first_variables(e), optimizer, ema=e.step.ema_decay > 0)
     return _Inputs(validation, sources, batches, optimizer, state)
+
+
+def check_trainable(experiment: Experiment) -> None:
+    """Raise InputError if the network cannot be trained with these settings; traces it once."""
+    e = experiment
+    settings = e.step.on(jax.default_backend(), e.graph, e.pipeline.patch)
+    module = e.model.build_for_training(e.graph, settings.packed)
+    patch = jax.ShapeDtypeStruct((1, e.pipeline.patch, e.pipeline.patch, 3), jnp.float32)
+    jax.eval_shape(module.init, jax.random.key(0), patch)
+
+
+def _check_split(experiment: Experiment) -> None:
+    """Raise InputError if the batch cannot be split over the devices."""
+    step, batch, count = experiment.step, experiment.pipeline.batch, jax.device_count()
+    if batch % count:
+        raise InputError(
+            f'pipeline.batch is {batch}, which cannot be split evenly over {count} devices: choose '
+            'a multiple.'
+        )
+    if step.statistics == 'device' and batch // count % step.accumulate:
+        raise InputError(
+            f'step.accumulate is {step.accumulate}, which does not divide the {batch // count} '
+            f'patches on each of {count} devices: choose a divisor, as step.statistics is device.'
+        )
 
 
 Update = Callable[[TrainState, dict[str, np.ndarray]], tuple[TrainState, Metrics]]

@@ -173,3 +173,16 @@ def test_another_job_is_refused(
     assert 'other weights or settings' in capsys.readouterr().err
     assert run_cli(*args, '--ray', 1) == 2
     assert 'a job on Ray needs both ray and job' in capsys.readouterr().err
+
+
+def test_the_last_of_several_results_counts_in_any_order(tmp_path: Path) -> None:
+    planned = items(tmp_path, 'a.png')
+    write_rgb8(planned[0].source, PHOTO)
+    write_rgb8(planned[0].target, PHOTO)
+    results = []
+    for error in ('the disk is full', ''):
+        (row,), _ = ray_jobs._rows(planned, results)
+        result = json.dumps({'error': error})
+        results.append({'id': row['id'], 'target': row['target'], 'result': result})
+    for found in (results, results[::-1]):
+        assert ray_jobs._rows(planned, found) == ([], [JobResult(planned[0], skipped=True)])

@@ -20,6 +20,7 @@ from fmen_jax.inference import engines, memory_plan, tiling
 from fmen_jax.inference.settings import InferenceSettings
 from fmen_jax.inference.tiling import Limits, grid, largest_grid, spans
 from fmen_jax.inference.upscaler import Upscaler
+from fmen_jax.models import zoo
 from fmen_jax.models.fmen import FMENConfig
 from fmen_jax.models.initial import initial_variables
 from fmen_jax.network import Network, load
@@ -311,3 +312,11 @@ def test_networks_that_see_the_whole_image_say_so() -> None:
     zeros = jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), dict(variables))
     assert not Upscaler(Network(rival, 'deploy', zeros)).exact
     assert tiling.grid(5, 5, 0, 0).shape == (5, 5)
+
+
+@pytest.mark.parametrize(('name', 'affects'), [('rlfn', True), ('fmen_s', False)])
+def test_the_fingerprint_has_the_tile_where_it_affects_the_output(name: str, affects: bool) -> None:
+    config = zoo.config(name)
+    net = Network(config, 'deploy', initial_variables(config, 'deploy'))
+    made = {Upscaler(net, InferenceSettings(tile=tile)).fingerprint for tile in (0, 128)}
+    assert len(made) == 1 + affects

@@ -5,11 +5,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 
 from fmen_jax.data.batches import PipelineConfig
 from fmen_jax.errors import InputError
+from fmen_jax.models import zoo
 from fmen_jax.models.variant import VariantConfig
 from fmen_jax.training.experiment import DataConfig, Experiment, LoopConfig, load_experiment
 from fmen_jax.training.optimizer import OptimConfig
@@ -100,4 +102,42 @@ def test_faults_of_the_data_are_found_before_the_work(
     save(tmp_path / 'small/a.png', np.zeros((14, 40, 3), np.uint8))
     with pytest.raises(InputError, match=r'a.png: 40x14 is too small; protocol .y. needs 15 rows'):
         made.train(made.experiment(data={'validation': (str(tmp_path / 'small'),)}))
+    assert not made.workdir.exists()
+
+
+@pytest.mark.parametrize(
+    ('changes', 'message'),
+    [
+        ({'step': {'packed': 3}, 'pipeline': {'patch': 16}}, 'packed'),
+        ({'step': {'packed': 2}, 'graph': 'expanded'}, 'packed'),
+        (
+            {'pipeline': {'patch': 16}, 'model': zoo.config('e_rfdn')},
+            'training RFDNConfig is not supported',
+        ),
+        (
+            {'pipeline': {'patch': 16}, 'model': zoo.config('e_rfdn'), 'start': 'bicubic'},
+            'training RFDNConfig is not',
+        ),
+        ({'pipeline': {'batch': 6}}, 'batch is 6, which cannot be split evenly over 4 devices'),
+        (
+            {'pipeline': {'batch': 8}, 'step': {'statistics': 'device', 'accumulate': 8}},
+            'accumulate is 8, which does not divide the 2 patches on each of 4 devices',
+        ),
+    ],
+)
+def test_untrainable_settings_are_refused_before_the_workdir_is_claimed(
+    changes: dict[str, Any],
+    message: str,
+    run: Callable[[str], SmokeRun],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made = run('run')
+    experiment = made.experiment()
+    for name, value in changes.items():
+        section = getattr(experiment, name)
+        value = dataclasses.replace(section, **value) if isinstance(value, dict) else value
+        experiment = dataclasses.replace(experiment, **{name: value})
+    monkeypatch.setattr(jax, 'device_count', lambda: 4 if 'devices' in message else 1)
+    with pytest.raises(InputError, match=message):
+        made.train(experiment)
     assert not made.workdir.exists()

@@ -1,5 +1,6 @@
 """Validation: what is logged, and a run that is stopped in a validation."""
 
+import dataclasses
 import io
 import json
 from collections.abc import Callable
@@ -137,3 +138,16 @@ def test_quickstart_cut_short_is_above_bicubic(
     (result,) = [record for record in seen if 'validation_psnr' in record]
     assert result['bicubic_psnr']['Set5'] == pytest.approx(28.43, abs=0.01)
     assert result['validation_psnr']['Set5'] > result['bicubic_psnr']['Set5'] + 0.2
+
+
+def test_pictures_of_the_current_folder_stay_in_the_workdir(
+    run: Callable[[str], SmokeRun], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = run('run')
+    experiment = made.experiment(**SHORT)
+    data = dataclasses.replace(
+        experiment.data, train=(str(made.photos.resolve()),), validation=('.',)
+    )
+    monkeypatch.chdir(made.photos)
+    assert made.train(dataclasses.replace(experiment, data=data), upscaler=enlarger)
+    assert [*(made.workdir / 'pictures' / made.photos.name).glob('*.png')]
