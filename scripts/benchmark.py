@@ -54,6 +54,7 @@ def main() -> None:
     chosen = args.sections or SECTIONS
     if unknown := set(chosen) - set(SECTIONS):
         parser.error(f'no section {", ".join(sorted(unknown))}; there are {", ".join(SECTIONS)}')
+    args.json.parent.mkdir(parents=True, exist_ok=True)
     results: dict[str, Any] = {'machine': machine(), 'quick': args.quick}
     for name in chosen:
         results[name] = importlib.import_module(f'benchmarks.{name}').measure(quick=args.quick)

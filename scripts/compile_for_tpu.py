@@ -7,6 +7,7 @@ compile_for_tpu.py CONFIG --topology v5e:2x2 --batch 64 --json FILE compiles the
 import argparse
 import dataclasses
 import json
+import re
 import sys
 import time
 from pathlib import Path
@@ -28,6 +29,8 @@ def main() -> None:
     parser.add_argument('--statistics', help='global or device; by default that of the config')
     parser.add_argument('--json', type=Path, help='where the figures go')
     args = parser.parse_args()
+    if args.image and not re.fullmatch(r'[1-9]\d*x[1-9]\d*', args.image):
+        parser.error(f'--image is {args.image!r}; expected height x width, such as 270x480')
 
     from benchmarks import tpu
     from fmen_jax.errors import FMENError

@@ -43,7 +43,7 @@ def main() -> int:
             path = args.folder / f'{network.config.scale}x-FMEN-S.json'
             write_text(path, json.dumps(entry, indent=4) + '\n')
             print(args.folder / name, path)
-    except FMENError as error:
+    except (FMENError, OSError) as error:
         print(f'error: {error}', file=sys.stderr)
         return 2
     return 0
