@@ -1,4 +1,4 @@
-"""The FMEN-S x4 of the package, trained from scratch in an hour and a half on two CPU cores.
+"""The FMEN-S x4 of the package, trained from scratch in 1.6 hours on two CPU cores.
 
     fmen-jax train configs/shipped_x4.py --workdir runs/shipped_x4 \
         --data.train ../shared/data/train/photos ../shared/data/train/gb82 \

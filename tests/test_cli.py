@@ -42,7 +42,9 @@ def test_the_configuration_comes_first(command: str, capsys: pytest.CaptureFixtu
         ('upscale a.png --ext a/b', "ext is 'a/b'; expected a part of a file name"),
         ('upscale a.png --suffix {scale.x}', "suffix is '{scale.x}'; expected a text"),
         ('upscale a.png --suffix {scale[0]}', "suffix is '{scale[0]}'; expected a text"),
+        ('inspect fmen_s_x4 foreign -o out', 'foreign: holds no pictures'),
         ('prepare . -s 2 -o foreign', 'foreign contains something other than a prepared source'),
+        ('parity fmen_s_x4 --write-probe foreign', 'foreign'),
         ('parity fmen_s_x4 --device gpu', '--device is gpu; JAX finds no such device here'),
     ],
 )
@@ -57,6 +59,7 @@ def test_bad_values_are_one_error_before_any_work(
     save(tmp_path / 'a.png', skimage.data.astronaut()[:16, :16])
     (tmp_path / 'foreign').mkdir()
     (tmp_path / 'foreign' / 'index.json').write_text('[]')
+    (tmp_path / 'foreign' / '._a.png').write_bytes(b'of macOS')
     assert run_cli(*arguments.split()) == 2
     assert message in ' '.join(capsys.readouterr().err.split())  # tyro breaks lines
 

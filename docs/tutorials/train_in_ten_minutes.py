@@ -12,7 +12,7 @@
 # This tutorial trains FMEN-S x4 on eight pictures of scikit-image for a few minutes on a CPU, and
 # validates it on a photograph that it has not seen. Five hundred steps are enough to exceed
 # bicubic interpolation: 32.1 dB instead of 31.5 dB, after nine minutes on two busy cores. The
-# weights in the package took 18,000 steps and 156 photographs.
+# x4 weights in the package took 18,000 steps and 156 photographs.
 
 # %%
 # %pip install -q fmen_jax scikit-image

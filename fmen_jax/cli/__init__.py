@@ -32,8 +32,6 @@ _HELP = ('-h', '--help')
 def main(args: Sequence[str] | None = None) -> None:
     """Run a command and exit: with 0, with 1 if something failed, with 2 on wrong usage.
 
-    `parity` exits with 2 if it could not compare, and with 1 if the implementations differ.
-
     Args:
       args: the arguments; those of this process if omitted.
     """
@@ -54,8 +52,7 @@ def main(args: Sequence[str] | None = None) -> None:
         code = importlib.import_module(f'fmen_jax.cli.{command}').main(args[1:])
     except (FMENError, OSError) as error:
         print(f'error: {error}', file=sys.stderr)
-        # 1 from parity means that the implementations differ.
-        code = 2 if isinstance(error, InputError) or command == 'parity' else 1
+        code = 2 if isinstance(error, InputError) else 1
     except KeyboardInterrupt:
         code = 130
     sys.exit(code)

@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
@@ -12,7 +13,7 @@ import tyro
 from tyro.conf import Positional
 from tyro.conf import arg as option
 
-from fmen_jax.errors import InputError, check_range
+from fmen_jax.errors import FMENError, InputError, check_range
 from fmen_jax.files import check_extension, labels_of, write_text
 from fmen_jax.images.read import read_rgb8
 from fmen_jax.network import Network, load
@@ -174,4 +175,8 @@ def _argument(text: str) -> tuple[str, object]:
 
 def main(args: Sequence[str]) -> int:
     """Run the command; the exit code."""
-    return tyro.cli(parity, prog='fmen-jax parity', args=args)
+    try:
+        return tyro.cli(parity, prog='fmen-jax parity', args=args)
+    except (FMENError, OSError) as error:  # 1 would mean that the implementations differ
+        print(f'error: {error}', file=sys.stderr)
+        return 2

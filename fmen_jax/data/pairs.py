@@ -51,8 +51,8 @@ def find_pairs(folder: Path, scale: int) -> list[Pair]:
     """
     if not folder.is_dir():
         raise InputError(f'{folder}: no such folder.')
+    names = {'s': scale, 'folder': folder.resolve().name}  # the name of '.' is empty
     for hr_folder, hr_name, lr_path in _LAYOUTS:
-        names = {'s': scale, 'folder': folder.resolve().name}
         home = folder / hr_folder.format(**names)
         suffix = hr_name.removeprefix('{stem}')
         found = sorted(home.glob(f'[!.]*{suffix}')) if home.is_dir() else []
@@ -75,10 +75,7 @@ def find_pairs(folder: Path, scale: int) -> list[Pair]:
     if not pictures:
         raise InputError(
             f'{folder}: no pictures for x{scale}. Expected HR pictures, or one of the layouts '
-            + ', '.join(
-                f'{home}/{name}'.format(s=scale, folder=folder.resolve().name, stem='*')
-                for home, name, _ in _LAYOUTS
-            )
+            + ', '.join(f'{home}/{name}'.format(**names, stem='*') for home, name, _ in _LAYOUTS)
             + '.'
         )
     return [Pair(path.stem, path, None) for path in pictures]

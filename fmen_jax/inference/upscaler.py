@@ -50,7 +50,6 @@ class Upscaler:
         self.halo = settings.tile_pad if settings.tile_pad is not None else radius or _GLOBAL_HALO
         self.exact = radius is not None and self.halo >= radius
         self._tile: Literal['auto'] | int = settings.tile
-        self._tiles = '' if self.exact else f' tile {settings.tile}'
         self._batch = settings.batch
         self._ensemble = settings.self_ensemble
         if isinstance(self._tile, int) and self._tile:
@@ -59,9 +58,10 @@ class Upscaler:
     @property
     def fingerprint(self) -> str:
         """Description of all that affects the output, besides the weights."""
+        tile = '' if self.exact else f' tile {self._tile}'
         return (
-            f'{self.engine.name} {self.engine.dtype} halo {self.halo} ensemble {self._ensemble}'
-            f'{self._tiles}'
+            f'{self.engine.name} {self.engine.dtype} halo {self.halo}{tile} '
+            f'ensemble {self._ensemble}'
         )
 
     def __call__(self, pixels: np.ndarray) -> np.ndarray:

@@ -35,7 +35,7 @@ from fmen_jax.training import workdir as workdirs
 from fmen_jax.training.checkpoint import Checkpoints
 from fmen_jax.training.experiment import Experiment
 from fmen_jax.training.log import Log, Report
-from fmen_jax.training.loop import DivergedError, check_trainable, stop_signals
+from fmen_jax.training.loop import DivergedError, check_trainable, module_to_train, stop_signals
 from fmen_jax.training.optimizer import OptimConfig, make_optimizer
 from fmen_jax.training.results import first_variables, train_network, write_weights
 from fmen_jax.training.state import TrainState, init_state
@@ -206,8 +206,8 @@ def _check_members(workdir: Path, names: Sequence[str]) -> None:
         raise InputError(f'{path} is broken ({error}): choose another workdir.') from error
     if before != names:
         raise InputError(
-            f'{workdir} contains a sweep of {before}; the members are now {names}. Use the same '
-            'members in the same order, or choose another workdir.'
+            f'{workdir} contains a sweep of {", ".join(before)}; expected {", ".join(names)}. Use '
+            'the same members in the same order, or choose another workdir.'
         )
 
 
@@ -247,9 +247,8 @@ class _Rounds:
         return [self._put(part) for part in self._parts(states)]
 
     def _compile(self, e: Experiment) -> Any:
-        settings = e.step.on(jax.default_backend(), e.graph, e.pipeline.patch)
+        module, settings = module_to_train(e)
         settings = dataclasses.replace(settings, dtype=supported_dtype(settings.dtype))
-        module = e.model.build_for_training(e.graph, settings.packed)
 
         def step(numbers: Any, state: TrainState, batch: Any) -> Any:
             optimizer = make_optimizer(_with_numbers(e.optim, numbers), e.loop.steps)

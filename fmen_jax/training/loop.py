@@ -10,6 +10,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -28,7 +29,7 @@ from fmen_jax.training.log import Log, Report
 from fmen_jax.training.optimizer import make_optimizer
 from fmen_jax.training.results import first_variables, train_network, write_weights
 from fmen_jax.training.state import TrainState, init_state
-from fmen_jax.training.step import Metrics, make_train_step
+from fmen_jax.training.step import Metrics, StepConfig, make_train_step
 from fmen_jax.training.validation import MakeUpscaler, Validation
 
 # Number of steps before a trace begins. After them, compilation is over and the pipeline is full.
@@ -129,12 +130,22 @@ def _read_inputs(experiment: Experiment, upscaler: MakeUpscaler) -> _Inputs:
     return _Inputs(validation, sources, batches, optimizer, state)
 
 
-def check_trainable(experiment: Experiment) -> None:
-    """Raise InputError if the network cannot be trained with these settings; traces it once."""
+def module_to_train(experiment: Experiment) -> tuple[nn.Module, StepConfig]:
+    """Return the network without its pixel shuffle, and the settings of its step on this machine.
+
+    The loss is computed before the pixel shuffle, because the shuffle needs more memory than
+    everything else.
+    """
     e = experiment
     settings = e.step.on(jax.default_backend(), e.graph, e.pipeline.patch)
-    module = e.model.build_for_training(e.graph, settings.packed)
-    patch = jax.ShapeDtypeStruct((1, e.pipeline.patch, e.pipeline.patch, 3), jnp.float32)
+    return e.model.build_for_training(e.graph, settings.packed), settings
+
+
+def check_trainable(experiment: Experiment) -> None:
+    """Raise InputError if the network cannot be trained with these settings; traces it once."""
+    module, _ = module_to_train(experiment)
+    side = experiment.pipeline.patch
+    patch = jax.ShapeDtypeStruct((1, side, side, experiment.model.n_colors), jnp.float32)
     jax.eval_shape(module.init, jax.random.key(0), patch)
 
 
@@ -160,16 +171,12 @@ def _make_update(
     experiment: Experiment, optimizer: optax.GradientTransformation, mesh: Mesh
 ) -> Update:
     """Return the compiled training step, as a function of the state and this process's batch."""
-    e = experiment
-    settings = e.step.on(jax.default_backend(), e.graph, e.pipeline.patch)
+    module, settings = module_to_train(experiment)
     settings = dataclasses.replace(settings, dtype=supported_dtype(settings.dtype))
-    # The loss is computed before the pixel shuffle, because the shuffle needs more memory than
-    # everything else.
-    module = e.model.build_for_training(e.graph, settings.packed)
     step = jit(make_train_step(module, optimizer, settings, mesh), onednn='large', donate_argnums=0)
 
     def update(state: TrainState, batch: dict[str, np.ndarray]) -> tuple[TrainState, Metrics]:
-        return step(state, devices.split_batch(mesh, batch, e.pipeline.batch))
+        return step(state, devices.split_batch(mesh, batch, experiment.pipeline.batch))
 
     return update
 

@@ -127,6 +127,9 @@ def test_variants_are_checked(experiment: Experiment, tmp_path: Path) -> None:
     def run(variants: Any) -> None:
         ablate(variants, (0,), tmp_path, upscaler=Any)
 
+    for costs, message in (({'rounds': 0}, 'rounds is 0'), ({'size': (0, 8)}, 'size is 0')):
+        with pytest.raises(InputError, match=message):
+            ablate({'a': experiment}, (0,), tmp_path, upscaler=Any, **costs)
     with pytest.raises(InputError, match='no variants'):
         run({})
     with pytest.raises(InputError, match=r'data\.validation is empty'):

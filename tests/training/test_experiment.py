@@ -16,7 +16,7 @@ from fmen_jax.models.variant import VariantConfig
 from fmen_jax.training.experiment import DataConfig, Experiment, LoopConfig, load_experiment
 from fmen_jax.training.optimizer import OptimConfig
 from fmen_jax.training.step import StepConfig
-from tests.helpers import SmokeRun, run_cli, save
+from tests.helpers import SmokeRun, changed_experiment, run_cli, save
 
 
 @pytest.mark.parametrize(
@@ -106,38 +106,28 @@ def test_faults_of_the_data_are_found_before_the_work(
 
 
 @pytest.mark.parametrize(
-    ('changes', 'message'),
+    ('count', 'changes', 'message'),
     [
-        ({'step': {'packed': 3}, 'pipeline': {'patch': 16}}, 'packed'),
-        ({'step': {'packed': 2}, 'graph': 'expanded'}, 'packed'),
+        (1, {'pipeline': {'patch': 16}, 'step': {'packed': 3}}, 'cannot be packed by 3 pixels'),
+        (1, {'graph': 'expanded', 'step': {'packed': 2}}, 'packed'),
+        (1, {'pipeline': {'patch': 16}, 'model': zoo.config('e_rfdn')}, 'training RFDNConfig is'),
+        (4, {'pipeline': {'batch': 6}}, 'batch is 6, which cannot be split evenly over 4 devices'),
         (
-            {'pipeline': {'patch': 16}, 'model': zoo.config('e_rfdn')},
-            'training RFDNConfig is not supported',
-        ),
-        (
-            {'pipeline': {'patch': 16}, 'model': zoo.config('e_rfdn'), 'start': 'bicubic'},
-            'training RFDNConfig is not',
-        ),
-        ({'pipeline': {'batch': 6}}, 'batch is 6, which cannot be split evenly over 4 devices'),
-        (
+            4,
             {'pipeline': {'batch': 8}, 'step': {'statistics': 'device', 'accumulate': 8}},
             'accumulate is 8, which does not divide the 2 patches on each of 4 devices',
         ),
     ],
 )
 def test_untrainable_settings_are_refused_before_the_workdir_is_claimed(
+    count: int,
     changes: dict[str, Any],
     message: str,
     run: Callable[[str], SmokeRun],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     made = run('run')
-    experiment = made.experiment()
-    for name, value in changes.items():
-        section = getattr(experiment, name)
-        value = dataclasses.replace(section, **value) if isinstance(value, dict) else value
-        experiment = dataclasses.replace(experiment, **{name: value})
-    monkeypatch.setattr(jax, 'device_count', lambda: 4 if 'devices' in message else 1)
+    monkeypatch.setattr(jax, 'device_count', lambda: count)
     with pytest.raises(InputError, match=message):
-        made.train(experiment)
+        made.train(changed_experiment(made.experiment(), **changes))
     assert not made.workdir.exists()
