@@ -308,6 +308,10 @@ def test_writes_that_end_after_a_failed_one_print_nothing(
 
     printed: list[str] = []
     monkeypatch.setattr(sys, 'unraisablehook', lambda found: printed.append(str(found.exc_value)))
+    before = sys.unraisablehook
+    with Checkpoints(tmp_path / 'checkpoints', keep_last=1):
+        assert sys.unraisablehook != before
+    assert sys.unraisablehook == before
     with (
         pytest.raises(CheckpointError, match='full'),
         Checkpoints(tmp_path / 'checkpoints', keep_last=1),
