@@ -245,7 +245,7 @@ def test_members_are_checked(photos: Path, tmp_path: Path) -> None:
     empty = make_members(dataclasses.replace(e, data=DataConfig()), (0,))
     with pytest.raises(InputError, match=r'data\.train is empty'):
         run(empty, tmp_path / 'x')
-    unpackable = changed_experiment(e, graph='expanded', step={'packed': 2})
+    unpackable = changed_experiment(e, step={'packed': 3})
     with pytest.raises(InputError, match='packed'):
         run(make_members(unpackable, (0,)), tmp_path / 'x')
     assert not (tmp_path / 'x').exists()
