@@ -261,8 +261,8 @@ def _read(path: Path) -> porting.Ported:
     tree = porting.read(path)
     stored = porting.read_metadata(path).get('config')
     try:
-        if stored:
-            return porting.to_variables_of(tree, *zoo.from_json(stored))
+        if stored and (network := zoo.from_json(stored)):
+            return porting.to_variables_of(tree, *network)
         return porting.to_variables(tree)
     except InputError as error:
         raise InputError(f'{path}: {error}') from error

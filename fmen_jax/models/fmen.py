@@ -6,6 +6,8 @@ converted by a general rule.
 """
 
 import dataclasses
+import re
+from reprlib import repr as short
 from typing import ClassVar, Literal, Self
 
 import flax.linen as nn
@@ -25,7 +27,7 @@ from fmen_jax.models.layers import (
     leaky_relu,
     pad_border,
 )
-from fmen_jax.models.protocol import NetworkConfig, OnnxGraph, Shapes
+from fmen_jax.models.protocol import MAX_BLOCKS, NetworkConfig, OnnxGraph, Shapes
 from fmen_jax.models.recognition import common_size, count_blocks, scale_of
 from fmen_jax.models.reparam import collapse, fold
 from fmen_jax.models.tpu_layout import pack, rows_of, tail_of_rows
@@ -37,6 +39,29 @@ Shuffle = Literal['image', 'rows', 'none']
 """Form of the output. 'image' is the image [N, s H, s W, C]. 'rows' has the same values as
 [N, s H, s W C], which a TPU does not pad from C to 128 lanes. 'none' is [N, H, W, C s^2], the input
 of the pixel shuffle."""
+
+
+LEAST = {'mid_feats': 5, 'down_blocks': 0, 'up_blocks': 0}
+"""Lowest values of the hyper-parameters that are not at least 1."""
+
+
+def check_blocks(down_blocks: int, up_blocks: tuple[int, ...]) -> None:
+    """Check the numbers of blocks of an FMEN or a variant against each other.
+
+    Raises:
+      InputError: If `up_blocks` does not have `down_blocks + 1` numbers, or there are more than
+        `MAX_BLOCKS` blocks.
+    """
+    if len(up_blocks) != down_blocks + 1:
+        raise InputError(
+            f'up_blocks has {len(up_blocks)} numbers, {short(up_blocks)}; expected '
+            f'{down_blocks + 1}: one for the warm-up and one for each of the down_blocks.'
+        )
+    if max(down_blocks, sum(up_blocks)) > MAX_BLOCKS:
+        raise InputError(
+            f'down_blocks is {down_blocks}, and up_blocks adds up to {sum(up_blocks)}; expected '
+            f'{MAX_BLOCKS} blocks or fewer.'
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,16 +101,8 @@ class FMENConfig(NetworkConfig):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, 'up_blocks', tuple(self.up_blocks))
-        if len(self.up_blocks) != self.down_blocks + 1:
-            raise InputError(
-                f'up_blocks has {len(self.up_blocks)} numbers, {self.up_blocks}; expected '
-                f'{self.down_blocks + 1}: one for the warm-up and one for each of the down_blocks.'
-            )
-        for field in dataclasses.fields(self):
-            least = {'mid_feats': 5, 'down_blocks': 0, 'up_blocks': 0}.get(field.name, 1)
-            value = getattr(self, field.name)
-            if min(value if field.name == 'up_blocks' else [value]) < least:
-                raise InputError(f'{field.name} is {value}; expected {least} or more.')
+        self.check_fields(LEAST)
+        check_blocks(self.down_blocks, self.up_blocks)
 
     @property
     def receptive_radius(self) -> int:
@@ -141,12 +158,16 @@ class FMENConfig(NetworkConfig):
             return None
         blocks = max(count_blocks(shapes, 'ERBs.'), count_blocks(shapes, 'HFABs.'))
         attention = ['warmup.1', *(f'HFABs.{i}' for i in range(blocks))]
+        inner: dict[str, list[str]] = {}
+        for key in shapes:
+            if match := re.match(r'(warmup\.1|HFABs\.\d+)\.(convs\..*)', key):
+                inner.setdefault(match[1], []).append(match[2])
         config = cls(
             scale=scale,
             n_feats=n_feats,
             mid_feats=mid_feats,
             down_blocks=blocks,
-            up_blocks=tuple(count_blocks(shapes, f'{name}.convs.') for name in attention),
+            up_blocks=tuple(count_blocks(inner.get(name, ()), 'convs.') for name in attention),
             backbone_expand_ratio=_expand_ratio(shapes, r'ERBs\.\d+') or cls.backbone_expand_ratio,
             attention_expand_ratio=_expand_ratio(shapes, r'(warmup\.1|HFABs\.\d+)\.convs\.\d+')
             or cls.attention_expand_ratio,

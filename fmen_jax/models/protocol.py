@@ -5,7 +5,9 @@ subclasses `NetworkConfig`. Porting, folding, tiling, export and the tables of c
 members only.
 """
 
+import dataclasses
 from collections.abc import Mapping
+from reprlib import repr as short
 from typing import Any, ClassVar, Protocol, Self
 
 import flax.linen as nn
@@ -16,6 +18,13 @@ from fmen_jax.models.layers import Graph, Params
 
 Shapes = Mapping[str, tuple[int, ...]]
 """Shapes of the tensors of a state dict by key, in PyTorch's layout."""
+
+MAX_SCALE = 16
+"""Largest upscaling factor."""
+MAX_BLOCKS = 1000
+"""Largest number of blocks of one kind. Together with `_MAX_VALUE`, this limits the time and memory
+that a configuration from somebody else's file can take before its tensors are looked at."""
+_MAX_VALUE = 4096
 
 
 class OnnxGraph(Protocol):
@@ -58,6 +67,31 @@ class NetworkConfig(Protocol):
     registers_activations: ClassVar[bool] = True
     """Whether the published code has its activations as modules, which the FLOPs of NTIRE 2022
     count."""
+
+    def check_fields(self, least: Mapping[str, int]) -> None:
+        """Check the types and the ranges of the hyper-parameters.
+
+        Args:
+          least: lowest value of a hyper-parameter by name, or of each element of a tuple; 1 for
+            those that are absent.
+
+        Raises:
+          InputError: If a hyper-parameter does not have the type of its default, or a number is out
+            of range.
+        """
+        config: Any = self
+        for field in dataclasses.fields(config):
+            name, value = field.name, getattr(config, field.name)
+            kind = str if isinstance(field.default, str) else int
+            values = value if isinstance(field.default, tuple) else (value,)
+            if not all(type(v) is kind for v in values):
+                expected = 'a string' if kind is str else 'integers only'
+                raise InputError(f'{name} is {short(value)}; expected {expected}.')
+            if kind is str:
+                continue
+            low, high = least.get(name, 1), MAX_SCALE if name == 'scale' else _MAX_VALUE
+            if not all(low <= v <= high for v in values):
+                raise InputError(f'{name} is {short(value)}; expected {low} to {high}.')
 
     @property
     def default_key_style(self) -> str:

@@ -2,8 +2,10 @@
 
 import re
 from collections import Counter
+from collections.abc import Iterable
 
-from fmen_jax.models.protocol import Shapes
+from fmen_jax.errors import InputError
+from fmen_jax.models.protocol import MAX_BLOCKS, MAX_SCALE, Shapes
 
 
 def common_size(shapes: Shapes, pattern: str, axis: int = 0) -> int | None:
@@ -20,17 +22,24 @@ def common_size(shapes: Shapes, pattern: str, axis: int = 0) -> int | None:
     return sizes.most_common(1)[0][0] if sizes else None
 
 
-def count_blocks(shapes: Shapes, prefix: str, start: int = 0) -> int:
-    """Return how many of prefix0., prefix1., ... exist without a gap, counted from `start`."""
-    numbers = {m[1] for key in shapes if (m := re.match(re.escape(prefix) + r'(\d+)\.', key))}
+def count_blocks(keys: Iterable[str], prefix: str, start: int = 0) -> int:
+    """Return how many of prefix0., prefix1., ... exist without a gap, counted from `start`.
+
+    Raises:
+      InputError: If there are more than `MAX_BLOCKS`.
+    """
+    pattern = re.compile(re.escape(prefix) + r'(\d+)\.')
+    numbers = {m[1] for key in keys if (m := pattern.match(key))}
     count = 0
     while str(start + count) in numbers:
         count += 1
+    if count > MAX_BLOCKS:
+        raise InputError(f'there are {count} blocks {prefix}N; expected {MAX_BLOCKS} or fewer.')
     return count
 
 
 def scale_of(shapes: Shapes, conv: str, n_colors: int) -> int | None:
     """Return the scale s of a last convolution with n_colors s^2 outputs; None if there is none."""
-    squares = {n_colors * s * s: s for s in range(1, 17)}
+    squares = {n_colors * s * s: s for s in range(1, MAX_SCALE + 1)}
     rows = [shapes[k][0] for k in (f'{conv}.weight', f'{conv}.bias') if shapes.get(k)]
     return next((squares[count] for count in rows if count in squares), None)

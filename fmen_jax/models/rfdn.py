@@ -43,6 +43,9 @@ class RFDNConfig(NetworkConfig):
     example_keys: ClassVar = 'fea_conv.weight, B1.c1_d.weight, upsampler.0.weight'
     min_size: ClassVar = MIN_SIZE
 
+    def __post_init__(self) -> None:
+        self.check_fields({'n_feats': 4})
+
     def build(self, graph: Graph = 'deploy') -> 'RFDN':
         """Return the network as a Flax module. It has only one graph; `graph` is ignored."""
         del graph
@@ -58,7 +61,8 @@ class RFDNConfig(NetworkConfig):
         scale = scale_of(shapes, 'upsampler.0', n_colors)
         if not (n_feats and scale):
             return None
-        return cls(scale, n_feats, count_blocks(shapes, 'B', start=1), n_colors), 'deploy'
+        blocks = max(count_blocks(shapes, 'B', start=1), 1)
+        return cls(scale, n_feats, blocks, n_colors), 'deploy'
 
 
 class RFDB(nn.Module):

@@ -45,6 +45,9 @@ class RLFNConfig(NetworkConfig):
     example_keys: ClassVar = 'fea_conv.weight, B1.c1_r.weight, upsampler.0.weight'
     min_size: ClassVar = MIN_SIZE
 
+    def __post_init__(self) -> None:
+        self.check_fields({})
+
     def build(self, graph: Graph = 'deploy') -> 'RLFN':
         """Return the network as a Flax module. It has only one graph; `graph` is ignored."""
         del graph
@@ -65,7 +68,7 @@ class RLFNConfig(NetworkConfig):
             n_feats=n_feats,
             mid_feats=common_size(shapes, r'B\d+\.c[12]_r\.bias') or cls.mid_feats,
             attention_feats=common_size(shapes, r'B\d+\.esa\.conv_f\.bias') or cls.attention_feats,
-            blocks=count_blocks(shapes, 'B', start=1),
+            blocks=max(count_blocks(shapes, 'B', start=1), 1),
             n_colors=n_colors,
         )
         return config, 'deploy'

@@ -28,7 +28,7 @@ from fmen_jax.models.attention import (
     attention_class,
     fold_blocks,
 )
-from fmen_jax.models.fmen import FMENConfig
+from fmen_jax.models.fmen import LEAST, FMENConfig, check_blocks
 from fmen_jax.models.layers import Conv, Graph, Params
 from fmen_jax.models.linear_blocks import block_class, has_norms
 from fmen_jax.models.protocol import NetworkConfig, OnnxGraph, Shapes
@@ -72,21 +72,10 @@ class VariantConfig(NetworkConfig):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, 'up_blocks', tuple(self.up_blocks))
+        self.check_fields(LEAST)
         if self.backbone not in ('ERB', 'RB'):
             raise InputError(f'backbone is {self.backbone!r}; expected ERB or RB.')
-        if len(self.up_blocks) != self.down_blocks + 1:
-            raise InputError(
-                f'up_blocks has {len(self.up_blocks)} numbers, {self.up_blocks}; expected '
-                f'{self.down_blocks + 1}: one for the warm-up and one for each of the down_blocks.'
-            )
-        least = {'mid_feats': 5, 'down_blocks': 0}
-        for name in ('scale', 'expand_ratio', 'n_feats', 'mid_feats', 'down_blocks', 'n_colors'):
-            if getattr(self, name) < least.get(name, 1):
-                raise InputError(
-                    f'{name} is {getattr(self, name)}; expected {least.get(name, 1)} or more.'
-                )
-        if min(self.up_blocks) < 0:
-            raise InputError(f'up_blocks is {self.up_blocks}; expected 0 or more each.')
+        check_blocks(self.down_blocks, self.up_blocks)
 
     @property
     def min_size(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]

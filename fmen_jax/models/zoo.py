@@ -76,18 +76,25 @@ def to_json(config: NetworkConfig, graph: Graph) -> str:
     return json.dumps({'class': type(config).__name__, 'graph': kind, **dataclasses.asdict(known)})
 
 
-def from_json(text: str) -> tuple[NetworkConfig, Graph]:
+def from_json(text: str) -> tuple[NetworkConfig, Graph] | None:
     """Return the configuration and the graph that `to_json` wrote.
 
+    None if the text is that of another program, which is not an object with a class.
+
     Raises:
-      InputError: If the configuration is not known to this version.
+      InputError: If the configuration is not valid, or not known to this version.
     """
     try:
         fields = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(fields, dict) or not isinstance(fields.get('class'), str):
+        return None
+    classes: dict[str, Any] = {network.__name__: network for network in STORED}
+    try:
         graph: Graph = 'deploy' if fields.pop('graph') == 'deploy' else 'collapsed'
-        classes: dict[str, Any] = {network.__name__: network for network in STORED}
         return classes[fields.pop('class')](**fields), graph
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError) as error:
         raise InputError(
             f'the configuration in the metadata is not known to this version: {text[:200]}. '
             'Update fmen_jax, or save the weights again.'

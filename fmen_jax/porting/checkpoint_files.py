@@ -6,6 +6,7 @@ whether or not PyTorch is installed.
 
 import collections
 import importlib.util
+import io
 import json
 import pickle
 from collections.abc import Mapping
@@ -137,8 +138,10 @@ def write(path: Path, state: Mapping[str, np.ndarray], metadata: Mapping[str, st
             return torch.from_numpy(array.view(np.uint16).copy()).view(torch.bfloat16)
         return torch.from_numpy(array.copy())
 
-    with written_aside(path) as aside, aside.open('wb') as file:
-        torch.save({key: to_torch(array) for key, array in state.items()}, file)
+    blob = io.BytesIO()  # torch.save's own errors on a full disk do not say so
+    torch.save({key: to_torch(array) for key, array in state.items()}, blob)
+    with written_aside(path) as aside:
+        aside.write_bytes(blob.getbuffer())
 
 
 def _safetensors_bytes(state: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> bytes:

@@ -21,7 +21,7 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 from reprlib import repr as short
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -46,9 +46,24 @@ _STORAGES = {
 # the others need 2.
 _MAX_EXPANSION = 16
 
+_MAX_TUPLES = 20_000  # torch.save writes about four for each tensor
+
 
 class BrokenFileError(Exception):
     """Raised if a file does not have the format that torch.save writes."""
+
+
+class _Storage(NamedTuple):
+    """The elements of a storage: a class of its own, so that no other object passes for one."""
+
+    elements: np.ndarray
+
+
+class _StateDict(collections.OrderedDict):
+    """A dict to which a pickle cannot add attributes that hide its methods."""
+
+    def __setstate__(self, state: Any) -> None:
+        del state  # torch.save stores the versions of the modules here
 
 
 class _Unpickler(pickle.Unpickler):
@@ -78,21 +93,23 @@ class _Unpickler(pickle.Unpickler):
         except KeyError:
             raise pickle.UnpicklingError(f'it asks for {module}.{name}') from None
 
-    def persistent_load(self, pid: Any) -> np.ndarray:
+    def persistent_load(self, pid: Any) -> _Storage:
         kind, name, key, _, count, *view = pid
         dtype = _STORAGES.get(name)
         if kind != 'storage' or dtype is None or not isinstance(key, str) or any(view):
             raise BrokenFileError(f'it refers to {short(pid)}, which is not supported')
-        return self._storage(key, dtype, count)
+        return _Storage(self._storage(key, dtype, count))
 
-    def _tensor(self, storage: np.ndarray, offset: int, shape: Any, strides: Any) -> np.ndarray:
-        self._spend(math.prod(shape) * storage.itemsize)
-        return _rebuild(storage, offset, shape, strides)
+    def _tensor(self, storage: Any, offset: int, shape: Any, strides: Any) -> np.ndarray:
+        if not isinstance(storage, _Storage):
+            raise BrokenFileError(f'a tensor has the storage {short(storage)}')
+        self._spend(math.prod(shape) * storage.elements.itemsize)
+        return _rebuild(storage.elements, offset, shape, strides)
 
     def _ordered_dict(self, *pairs: Any) -> dict[Any, Any]:
         items = dict(*pairs)
         self._spend(100 * len(items))
-        return collections.OrderedDict(items)
+        return _StateDict(items)
 
     def _size(self, sizes: Any) -> tuple[int, ...]:
         if len(sizes) > 64:
@@ -109,7 +126,10 @@ class _Unpickler(pickle.Unpickler):
 
 
 def _rebuild(storage: np.ndarray, offset: int, shape: Any, strides: Any) -> np.ndarray:
-    """Return a tensor as a view of its storage, after checking the bounds."""
+    """Return a tensor as a view of its storage, after checking the bounds.
+
+    The storage is one-dimensional; its stride is 0 if it stands for one that is not read yet.
+    """
     shape, strides = tuple(shape), tuple(strides)
     if offset < 0 or len(shape) != len(strides) or min((*shape, *strides), default=0) < 0:
         raise BrokenFileError(
@@ -118,7 +138,7 @@ def _rebuild(storage: np.ndarray, offset: int, shape: Any, strides: Any) -> np.n
     last = offset + sum((n - 1) * step for n, step in zip(shape, strides, strict=True))
     if 0 not in shape and last >= storage.size:
         raise BrokenFileError(f'a tensor reaches to element {last} of a storage of {storage.size}')
-    steps = [step * storage.itemsize for step in strides]
+    steps = [step * storage.strides[0] for step in strides]
     return np.lib.stride_tricks.as_strided(storage[offset:], shape, steps, writeable=False)
 
 
@@ -150,8 +170,12 @@ def _unpickle(
 ) -> Any:
     """Read one pickle, after checking the sizes that it declares."""
     start = file.tell()
+    tuples = 0
     # This reads the whole pickle without executing it, and fails if a declared length is too large.
     for count, (opcode, argument, _) in enumerate(pickletools.genops(file)):
+        # Python ends in a segmentation fault when it hashes tuples that are nested too deeply.
+        if (tuples := tuples + opcode.name.startswith('TUPLE')) > _MAX_TUPLES:
+            raise BrokenFileError(f'it holds more than {_MAX_TUPLES} tuples')
         # The unpickler allocates a table of as many entries as the largest number of an object.
         if opcode.name in ('PUT', 'BINPUT', 'LONG_BINPUT') and int(argument or 0) > count:
             raise BrokenFileError(f'object number {argument} follows {count} operations')

@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Mapping
 from functools import lru_cache, partial
+from reprlib import repr as short
 from typing import Any, cast
 
 import jax
@@ -22,6 +23,7 @@ StateDict = dict[str, np.ndarray]
 # are the ones that are published.
 _WRAPPERS = ('params_ema', 'params', 'state_dict', 'model_state_dict', 'model')
 _PREFIXES = ('module.', 'model.')
+_MAX_WRAPPERS = 8  # a dict in a pickle can contain itself
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,23 +45,34 @@ def unwrap(tree: Mapping[str, Any]) -> tuple[StateDict, str]:
     """Return the bare state dict inside a checkpoint, and the wrappers and prefixes removed.
 
     Raises:
-      InputError: If there are no tensors under any of the usual names.
+      InputError: If there are no tensors under any of the usual names, or too many wrappers.
     """
     wrapper: list[str] = []
+
+    def remove(name: str) -> None:
+        if len(wrapper) == _MAX_WRAPPERS:
+            raise InputError(
+                f'the tensors are inside more than {_MAX_WRAPPERS} wrappers or prefixes, '
+                f'{"/".join(wrapper)}/...; expected {_MAX_WRAPPERS} or fewer.'
+            )
+        wrapper.append(name)
+
     while not all(isinstance(value, np.ndarray) for value in tree.values()):
         name = next((w for w in _WRAPPERS if isinstance(tree.get(w), Mapping)), None)
         if name is None:
             raise InputError(
                 f'no state dict found: expected tensors by name, bare or under one of '
-                f'{", ".join(_WRAPPERS)}; found {", ".join(map(str, list(tree)[:8]))}.'
+                f'{", ".join(_WRAPPERS)}; found {", ".join(map(short, list(tree)[:8]))}.'
             )
-        wrapper.append(name)
+        remove(name)
         tree = tree[name]
-    state = {str(key): value for key, value in tree.items()}
+    state = dict(tree)
     if not state:
         raise InputError('the checkpoint is empty; expected tensors by name.')
+    if other := [key for key in state if not isinstance(key, str)]:
+        raise InputError(f'the tensors have names such as {short(other[0])}; expected strings.')
     while prefix := next((p for p in _PREFIXES if all(k.startswith(p) for k in state)), ''):
-        wrapper.append(prefix)
+        remove(prefix)
         state = {key.removeprefix(prefix): value for key, value in state.items()}
     return state, '/'.join(wrapper)
 

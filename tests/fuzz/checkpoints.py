@@ -25,12 +25,19 @@ import jax
 import numpy as np
 
 import fmen_jax
+from fmen_jax import porting
 from fmen_jax.errors import InputError
+from fmen_jax.models import zoo
+from fmen_jax.models.initial import initial_variables
+from fmen_jax.models.variant import VariantConfig
 from tests.fuzz.outcome import Case, Outcome
 from tests.helpers import ROOT, Golden
 
 SHARED = Path(os.environ.get('FMEN_JAX_SHARED') or ROOT.parent / 'shared')
 PUBLISHED = ('fmen_s_x4_github.pt', 'fmen_s_x4_ntire2022.pth', 'e_rfdn_x4.pth')
+
+VARIANT = 'variant.safetensors'
+"""The original whose configuration is stored in its metadata."""
 
 EXECUTED = Path(tempfile.gettempdir()) / 'fmen_jax_fuzz_executed'
 """Folder that malicious pickles would create."""
@@ -113,10 +120,12 @@ def safetensors_file(header: Any, body: bytes) -> bytes:
     return struct.pack('<Q', len(text)) + text + body
 
 
-def safetensors_parts(state: Tree) -> tuple[dict[str, Any], bytes]:
+def safetensors_parts(
+    state: Tree, metadata: Mapping[str, str] | None = None
+) -> tuple[dict[str, Any], bytes]:
     names = {'f4': 'F32', 'f8': 'F64', 'f2': 'F16', 'i8': 'I64', 'i4': 'I32', 'i2': 'I16'}
     names |= {'i1': 'I8', 'u1': 'U8', 'b1': 'BOOL'}
-    header: dict[str, Any] = {'__metadata__': {'format': 'pt'}}
+    header: dict[str, Any] = {'__metadata__': {'format': 'pt', **(metadata or {})}}
     body = b''
     for key, array in state.items():
         start = len(body)
@@ -142,6 +151,11 @@ class Original:
     """Tensors of the small network; None for published checkpoints."""
 
     @property
+    def metadata(self) -> dict[str, str]:
+        end = 8 + int.from_bytes(self.data[:8], 'little')
+        return json.loads(self.data[8:end])['__metadata__']
+
+    @property
     def is_zip(self) -> bool:
         return self.data.startswith(b'PK')
 
@@ -159,6 +173,10 @@ def originals() -> dict[str, Original]:
         found[f'{graph}_1.5.pth'] = Original('.pth', legacy_file(code, storages), state)
         parts = safetensors_parts(state)
         found[f'{graph}.safetensors'] = Original('.safetensors', safetensors_file(*parts), state)
+    config = VariantConfig(scale=2, n_feats=6, mid_feats=6, down_blocks=1, up_blocks=(0, 1))
+    state = porting.to_state_dict(initial_variables(config, 'deploy'), config, 'deploy')
+    parts = safetensors_parts(state, {'config': zoo.to_json(config, 'deploy')})
+    found[VARIANT] = Original('.safetensors', safetensors_file(*parts), state)
     for name in PUBLISHED:
         if (path := SHARED / 'official' / name).exists():
             found[name] = Original(path.suffix, path.read_bytes(), None)
@@ -350,6 +368,27 @@ def mutate_header(draw: random.Random, original: Original) -> bytes:
     return safetensors_file(header, body)
 
 
+def mutate_metadata(draw: random.Random, original: Original) -> bytes:
+    """Change the configuration that is stored in the metadata."""
+    end = 8 + int.from_bytes(original.data[:8], 'little')
+    header, body = json.loads(original.data[8:end]), original.data[end:]
+    config = json.loads(header['__metadata__']['config'])
+    key = draw.choice(list(config))
+    values = [None, True, -1, 0, 7, 4.0, 10**8, 10**30, '', 'hfab', 'ca', [], [10**8, 1], [2.0, 1]]
+    how = draw.randrange(4)
+    if how == 0:
+        del config[key]
+    elif how == 1:
+        config[draw.choice(['extra', 'Scale'])] = draw.choice(values)
+    elif how == 2:
+        config[key] = draw.choice(values)
+    text = json.dumps(config)
+    if how == 3:
+        text = draw.choice(['', '{}', '[' * 100_000, 'x.yml', f'[{text}]', text[:-1], 'NaN'])
+    header['__metadata__']['config'] = text
+    return safetensors_file(header, body)
+
+
 def mutate_tensors(draw: random.Random, original: Original) -> bytes:
     """Change keys, shapes, dtypes and values, and write a valid file of the same format."""
     tree: Any = dict(original.state or {})
@@ -385,7 +424,7 @@ def mutate_tensors(draw: random.Random, original: Original) -> bytes:
     else:
         tree[draw.choice(['extra', 'head.weight2', 'ERBs.9.conv1.rep_conv.weight'])] = array
     if safe:
-        return safetensors_file(*safetensors_parts(tree))
+        return safetensors_file(*safetensors_parts(tree, original.metadata))
     code, storages = pickled(tree)
     return legacy_file(code, storages) if legacy else zip_file(zip_members(code, storages))
 
@@ -413,6 +452,11 @@ MUTATIONS = {
     'zip': Mutation(mutate_zip, lambda original: original.is_zip, lambda original: _VALID),
     'pickle': Mutation(mutate_pickle, lambda original: not _is_safe(original), lambda _: _VALID),
     'header': Mutation(mutate_header, _is_safe, lambda original: _VALID),
+    'metadata': Mutation(
+        mutate_metadata,
+        lambda original: _is_safe(original) and 'config' in original.metadata,
+        lambda original: _VALID,
+    ),
     'tensors': Mutation(
         mutate_tensors, lambda original: original.state is not None, lambda original: _VALID
     ),

@@ -1,6 +1,7 @@
 """Attention blocks and the variants of FMEN that they and the linear blocks make."""
 
 import dataclasses
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,10 @@ import numpy as np
 import pytest
 
 import fmen_jax
+from fmen_jax import porting
 from fmen_jax.errors import InputError
 from fmen_jax.export.onnx import to_onnx
-from fmen_jax.models import linear_blocks
+from fmen_jax.models import linear_blocks, zoo
 from fmen_jax.models.attention import (
     ATTENTION,
     NoAttention,
@@ -227,6 +229,35 @@ def test_unknown_metadata_is_refused(tmp_path: Path) -> None:
         fmen_jax.load(path)
 
 
+def test_metadata_of_another_program_is_ignored(tmp_path: Path) -> None:
+    config = FMENConfig(scale=2, n_feats=6, mid_feats=6, down_blocks=0, up_blocks=(1,))
+    variables = initial_variables(config, 'deploy')
+    state = porting.to_state_dict(variables, config, 'deploy')
+    for text in ('train.yml', '{"lr": 1}', '[' * 100_000):
+        porting.write(tmp_path / 'x.safetensors', state, {'config': text})
+        assert fmen_jax.load(tmp_path / 'x.safetensors').config == config
+
+
+@pytest.mark.parametrize(
+    ('name', 'value', 'message'),
+    [
+        ('scale', 4.0, 'scale is 4.0; expected integers only'),
+        ('n_feats', True, 'n_feats is True; expected integers only'),
+        ('n_feats', 10**30, 'expected 1 to 4096'),
+        ('attention', ['hfab'], 'attention is ..hfab..; expected a string'),
+        ('up_blocks', [2.0, 1], 'up_blocks is .2.0, 1.; expected integers only'),
+        ('up_blocks', 3, 'not known to this version'),
+        ('up_blocks', [1], 'up_blocks has 1 numbers'),
+        ('up_blocks', [4000, 1], 'up_blocks adds up to 4001; expected 1000 blocks or fewer'),
+        ('scale', 17, 'scale is 17; expected 1 to 16'),
+    ],
+)
+def test_hyper_parameters_in_metadata_are_checked(name: str, value: Any, message: str) -> None:
+    stored = json.loads(zoo.to_json(VariantConfig(**TINY), 'deploy'))
+    with pytest.raises(InputError, match=message):
+        zoo.from_json(json.dumps({**stored, name: value}))
+
+
 @pytest.mark.parametrize('name', ['none', 'pa', 'ca', 'cca', 'spab', 'hfab'])
 @pytest.mark.parametrize('backbone', ['ERB', 'RB'])
 def test_onnx(name: str, backbone: Any) -> None:
@@ -261,8 +292,8 @@ def test_radius_is_known_where_tiles_are_exact() -> None:
     [
         ({'backbone': 'XB'}, "backbone is 'XB'; expected ERB or RB"),
         ({'up_blocks': (1,)}, 'up_blocks has 1 numbers'),
-        ({'up_blocks': (1, -1)}, 'expected 0 or more each'),
-        ({'mid_feats': 4}, 'mid_feats is 4; expected 5 or more'),
+        ({'up_blocks': (1, -1)}, 'expected 0 to 4096'),
+        ({'mid_feats': 4}, 'mid_feats is 4; expected 5 to 4096'),
     ],
 )
 def test_settings_are_checked(changes: Any, message: str) -> None:

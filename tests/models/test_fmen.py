@@ -97,8 +97,8 @@ def test_another_number_of_colors_is_refused() -> None:
     ('field', 'value', 'message'),
     [
         ('up_blocks', (2, 1), 'up_blocks has 2 numbers.*expected 5'),
-        ('mid_feats', 4, 'mid_feats is 4; expected 5 or more'),
-        ('scale', 0, 'scale is 0; expected 1 or more'),
+        ('mid_feats', 4, 'mid_feats is 4; expected 5 to 4096'),
+        ('scale', 0, 'scale is 0; expected 1 to 16'),
     ],
 )
 def test_impossible_configurations_are_refused(field: str, value: Any, message: str) -> None:

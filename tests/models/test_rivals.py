@@ -75,6 +75,30 @@ def test_any_configuration_is_found_again(config: Any) -> None:
     assert len(str(caught.value).splitlines()) == 2
 
 
+@pytest.mark.parametrize(
+    ('shapes', 'message'),
+    [
+        (
+            {'fea_conv.bias': 2, 'B1.c1_d.bias': 1, 'upsampler.0.bias': 48},
+            'n_feats is 2; expected 4 to 4096',
+        ),
+        (
+            {'fea_conv.bias': 8, 'B2.c1_d.bias': 4, 'upsampler.0.bias': 48},
+            'missing: B1.c1_d.weight',
+        ),
+        ({'fea_conv.bias': 8, 'B2.c5.bias': 8, 'upsampler.0.bias': 48}, 'missing: B1.c1_r.weight'),
+        (
+            {f'B{i + 1}.c1_d.bias': 2 for i in range(1001)}
+            | {'fea_conv.bias': 8, 'upsampler.0.bias': 48},
+            'there are 1001 blocks BN; expected 1000 or fewer',
+        ),
+    ],
+)
+def test_state_dicts_that_do_not_make_a_network(shapes: dict[str, int], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        porting.to_variables({key: np.zeros(size, np.float32) for key, size in shapes.items()})
+
+
 @pytest.mark.parametrize('config', [RFDNConfig(n_feats=8, blocks=1), RLFNConfig(4, 6, 6, 4, 1)])
 def test_least_size(config: Any) -> None:
     module = config.build()

@@ -199,6 +199,68 @@ def test_declared_sizes_are_compared_with_the_file(
         tracemalloc.stop()
 
 
+def zip_of(pickled: bytes, path: Path) -> Path:
+    with zipfile.ZipFile(path, 'w') as archive:
+        archive.writestr('x/data.pkl', pickled)
+        archive.writestr('x/data/0', bytes(4))
+    return path
+
+
+REBUILD = b'ctorch._utils\n_rebuild_tensor\n('
+
+
+@pytest.mark.parametrize(
+    ('pickled', 'message'),
+    [
+        # A tensor of stride 0 over one element, and another one whose storage is that tensor.
+        (
+            REBUILD + REBUILD + STORAGE + b'K\0K\x0e\x85K\0\x85tRK\0K\x0e\x85K\x01\x85tR',
+            'a tensor has the storage array',
+        ),
+        # A tuple that contains a tuple, and so on, as a key.
+        (b'})' + b'\x85' * 1_000_000 + b'K\x01s', 'more than 20000 tuples'),
+    ],
+)
+def test_crafted_objects_are_refused(pickled: bytes, message: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=message):
+        porting.read(zip_of(b'\x80\x02' + pickled + b'.', tmp_path / 'x.pt'))
+
+
+def test_a_tensor_without_its_contents_is_within_its_memory() -> None:
+    placeholder = np.broadcast_to(np.float32(1), (9,))
+    view = pickled_tensors._rebuild(placeholder, 1, (2, 4), (4, 1))
+    assert view.strides == (0, 0)
+    assert view.sum() == 8
+
+
+@pytest.mark.parametrize(
+    ('pickled', 'message'),
+    [
+        (b'}q\0X\x06\0\0\0paramsh\0s', 'more than 8 wrappers or prefixes'),  # contains itself
+        (
+            b'}X'
+            + (6000).to_bytes(4, 'little')
+            + b'model.' * 1000
+            + REBUILD
+            + STORAGE
+            + b'K\0))tRs',
+            'more than 8 wrappers or prefixes',
+        ),
+        (b'}K\x07' + REBUILD + STORAGE + b'K\0))tRs', 'names such as 7; expected strings'),
+    ],
+)
+def test_odd_state_dicts(pickled: bytes, message: str, tmp_path: Path) -> None:
+    tree = porting.read(zip_of(b'\x80\x02' + pickled + b'.', tmp_path / 'x.pt'))
+    with pytest.raises(InputError, match=message):
+        porting.to_variables(tree)
+
+
+def test_a_pickle_cannot_hide_the_methods_of_a_dict(tmp_path: Path) -> None:
+    state = pickle.dumps({'keys': 5, 'values': 5, 'items': 5}, 2)[2:-1]
+    pickled = b'\x80\x02ccollections\nOrderedDict\n)R' + state + b'b.'
+    assert porting.read(zip_of(pickled, tmp_path / 'x.pt')) == {}
+
+
 def test_a_member_that_unpacks_to_more_than_the_file_is_refused(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / 'x.pt', 'w', zipfile.ZIP_DEFLATED) as archive:
         archive.writestr('x/data.pkl', pickle.dumps({}, 2))
@@ -310,12 +372,14 @@ def test_a_failing_write_leaves_the_old_file(tmp_path: Path, monkeypatch: Any, t
     path = tmp_path / 'out.pt'
     path.write_bytes(b'old')
 
-    def save(state: Any, file: Any) -> None:
-        file.write(b'half')
+    def write(file: Path, content: Any) -> None:
+        with file.open('wb') as half:
+            half.write(content[: len(content) // 2])
         raise OSError('no space left')
 
-    monkeypatch.setattr(torch, 'save', save)
+    monkeypatch.setattr(Path, 'write_bytes', write)
     with pytest.raises(OSError, match='no space left'):
-        porting.write(path, {}, {})
+        porting.write(path, {'a': np.zeros(9)}, {})
+    monkeypatch.undo()
     assert path.read_bytes() == b'old'
     assert list(tmp_path.iterdir()) == [path]
