@@ -23,7 +23,7 @@ def written_aside(path: Path) -> Iterator[Path]:
     removed.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    start, end = f'.{path.stem}.{platform.node()}.', f'.part{path.suffix}'
+    start, end = f'.{_shortened(path.stem)}.{platform.node()}.', f'.part{path.suffix}'
     aside = path.with_name(f'{start}{os.getpid()}{end}')
     for old in path.parent.glob(f'{glob.escape(start)}*{glob.escape(end)}'):
         process = old.name[len(start) : -len(end)]
@@ -34,6 +34,14 @@ def written_aside(path: Path) -> Iterator[Path]:
         aside.replace(path)
     finally:
         aside.unlink(missing_ok=True)
+
+
+def _shortened(stem: str) -> str:
+    """Return a stem that leaves room for more in a file name, which has 255 bytes at most."""
+    name = os.fsencode(stem)
+    if len(name) <= 68:
+        return stem
+    return name[:60].decode(errors='ignore') + hashlib.sha256(name).hexdigest()[:8]
 
 
 def _is_written_by(process: int, path: Path) -> bool:
@@ -59,12 +67,28 @@ def check_extension(path: Path, extensions: Sequence[str], kind: str) -> None:
 
 
 def labels_of(names: Iterable[str]) -> list[str]:
-    """Return the stem of each name, or all of the name where two stems are alike."""
+    """Return a label for each name: its stem, or all of the name where two stems are alike.
+
+    Names are those of files and folders; the stem of a folder is its last name, in full.
+    """
     names = list(names)
-    stems = [Path(name).stem for name in names]
+    paths = [Path(name) for name in names]
+    stems = [path.resolve().name if path.is_dir() else path.stem for path in paths]
     return [
         stem if stems.count(stem) == 1 else name for stem, name in zip(stems, names, strict=True)
     ]
+
+
+def check_target(path: Path) -> None:
+    """Raise InputError unless a file can be written to a path, before work starts."""
+    if path.is_dir():
+        raise InputError(f'{path} is a folder; expected the name of a file.')
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    if not (folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)):
+        raise InputError(
+            f'{path} cannot be written, because {folder} is not a folder in which you may create '
+            'files: choose another folder.'
+        )
 
 
 def check_utf8(path: Path) -> None:
@@ -79,14 +103,15 @@ def check_utf8(path: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file atomically, in UTF-8."""
+    """Write a text file atomically, in UTF-8; bytes of names that are not UTF-8 become escapes."""
     with written_aside(path) as aside:
-        aside.write_text(text, encoding='utf-8')
+        aside.write_text(text, encoding='utf-8', errors='backslashreplace')
 
 
 def cache_folder() -> Path:
     """Return the folder for reproducible files: FMEN_JAX_CACHE, or the user's cache folder."""
-    return Path(os.environ.get('FMEN_JAX_CACHE') or platformdirs.user_cache_dir('fmen_jax'))
+    folder = os.environ.get('FMEN_JAX_CACHE') or platformdirs.user_cache_dir('fmen_jax')
+    return Path(folder).expanduser()
 
 
 def sha256(path: Path) -> str:

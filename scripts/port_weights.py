@@ -10,6 +10,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from fmen_jax.cli import escape_output
 from fmen_jax.cli.export import CHECKPOINTS, export
 from fmen_jax.errors import FMENError
 from fmen_jax.files import check_extension
@@ -27,6 +28,7 @@ def main() -> int:
     )
     parser.add_argument('--fold', action='store_true', help='fold a train graph to deploy')
     args = parser.parse_args()
+    escape_output()
     try:
         check_extension(args.target, CHECKPOINTS, 'a checkpoint')
         print(f'{describe(args.source)}\n')

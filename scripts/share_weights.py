@@ -35,7 +35,7 @@ def main() -> int:
     args = parser.parse_args()
     try:
         for name in shipped():
-            network = load(name)
+            network = load(SHIPPED / f'{name}.safetensors')
             network.save_pretrained(
                 args.folder / name, licence=card(name)['licence'], scores=scores(card(name))
             )

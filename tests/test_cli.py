@@ -1,14 +1,20 @@
 """What all commands have in common."""
 
+import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
+import jax
 import pytest
 import skimage.data
 
 from fmen_jax import __version__
 from fmen_jax.cli import COMMANDS
 from fmen_jax.data.pairs import find_pairs
-from tests.helpers import run_cli, save
+from fmen_jax.weights.names import SHIPPED
+from tests.helpers import ROOT, run_cli, save
 
 
 def test_overview_and_version(capsys: pytest.CaptureFixture[str]) -> None:
@@ -20,6 +26,28 @@ def test_overview_and_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert run_cli('enlarge', 'a.png') == 2
     assert "error: no command 'enlarge'" in capsys.readouterr().err
     assert run_cli() == 2
+
+
+@pytest.mark.parametrize('error', [RuntimeError, AssertionError])
+def test_devices_that_are_absent(
+    error: type[Exception], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail() -> None:
+        raise error
+
+    monkeypatch.setenv('JAX_PLATFORMS', 'cuda')
+    monkeypatch.setattr(jax, 'default_backend', fail)
+    assert run_cli('compare', '-w', 'rlfn', '--sizes', '16x16') == 2
+    assert 'JAX_PLATFORMS is cuda, but JAX cannot use such devices' in capsys.readouterr().err
+
+
+def test_names_that_cannot_be_printed_are_escaped(tmp_path: Path) -> None:
+    name = os.fsdecode(b'\xce\xb1\xff.safetensors')
+    shutil.copy(SHIPPED / 'fmen_s_x4.safetensors', tmp_path / name)
+    environment = os.environ | {'PYTHONIOENCODING': 'ascii', 'PYTHONPATH': str(ROOT)}
+    command = [sys.executable, '-m', 'fmen_jax', 'info', name]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, check=False)
+    assert rb'\u03b1\udcff.safetensors' in done.stdout, done.stderr
 
 
 @pytest.mark.parametrize('command', ['train', 'sweep', 'ablate'])

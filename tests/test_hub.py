@@ -64,7 +64,11 @@ def test_a_contradicting_configuration(network: Network, tmp_path: Path) -> None
     with pytest.raises(InputError, match='scale is 3 there and 2 in the weights'):
         fmen_jax.load(tmp_path / 'mine')
     assert same(fmen_jax.load(tmp_path / 'mine/model.safetensors'), network)
-    for text, message in (('{', 'not a JSON file'), ('[]', 'holds a list; expected an object')):
+    for text, message in (
+        ('{', 'not a JSON file'),
+        ('[' * 10**6, 'not a JSON file'),
+        ('[]', 'holds a list; expected an object'),
+    ):
         path.write_text(text)
         with pytest.raises(InputError, match=message):
             fmen_jax.load(tmp_path / 'mine')
@@ -179,9 +183,22 @@ def test_malformed_addresses(address: str) -> None:
         fmen_jax.load(address)
 
 
+def test_any_failure_of_a_download_is_one_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    hub = pytest.importorskip('huggingface_hub', reason='the extra `hub` is not installed')
+
+    def fail(*args: Any, **options: Any) -> None:
+        raise Exception('the connection was closed')  # as httpx.HTTPError, which is no OSError
+
+    monkeypatch.setattr(hub, 'hf_hub_download', fail)
+    with pytest.raises(DownloadError, match='could not be downloaded: the connection was closed'):
+        fmen_jax.load('hf://someone/mine')
+
+
 def test_what_is_shared_of_the_shipped_weights(tmp_path: Path) -> None:
+    (tmp_path / 'here/fmen_s_x4').mkdir(parents=True)  # not what the name means to the script
     command = [sys.executable, ROOT / 'scripts/share_weights.py', tmp_path]
-    subprocess.run([*command, '--url', 'https://a.b/c/', '--date', '2026-01-02'], check=True)
+    options = ['--url', 'https://a.b/c/', '--date', '2026-01-02']
+    subprocess.run([*command, *options], check=True, cwd=tmp_path / 'here')
     entry = json.loads((tmp_path / '4x-FMEN-S.json').read_text())
     # required by src/lib/schema.ts of OpenModelDB/open-model-database
     required = {

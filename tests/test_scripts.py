@@ -1,5 +1,6 @@
 """The scripts, run as a user runs them."""
 
+import os
 import runpy
 import subprocess
 import sys
@@ -47,6 +48,14 @@ def test_port_weights_folds(tiny: Golden, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     expected = [key for key in tiny.below('deploy/') if key != 'y']
     assert list(porting.read(tmp_path / 'deploy.safetensors')) == expected
+
+
+def test_port_weights_with_a_name_that_is_not_utf8(tiny_x2: Golden, tmp_path: Path) -> None:
+    source, target = (tmp_path / os.fsdecode(b'%b\xff.safetensors' % name) for name in (b'a', b'b'))
+    porting.write(source, tiny_x2.below('train/'), {})
+    done = port(source, target)
+    assert done.returncode == 0, done.stderr
+    assert target.is_file()
 
 
 def test_port_weights_names_the_fault(tmp_path: Path) -> None:

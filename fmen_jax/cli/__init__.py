@@ -1,6 +1,8 @@
 """The command line, `fmen-jax COMMAND`: one module for each command, imported when it is chosen."""
 
 import importlib
+import io
+import os
 import sys
 import warnings
 from collections.abc import Sequence
@@ -46,16 +48,46 @@ def main(args: Sequence[str] | None = None) -> None:
         sys.exit(2)
     if own_process:
         warnings.showwarning = _show_warning
+        escape_output()
         if command in ('train', 'sweep', 'ablate'):
             start_with_huge_pages()
     try:
-        code = importlib.import_module(f'fmen_jax.cli.{command}').main(args[1:])
+        code = _run(command, args[1:])
     except (FMENError, OSError) as error:
         print(f'error: {error}', file=sys.stderr)
         code = 2 if isinstance(error, InputError) else 1
     except KeyboardInterrupt:
         code = 130
     sys.exit(code)
+
+
+def escape_output() -> None:
+    """Print characters that the encoding of standard output lacks as escape sequences."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors='backslashreplace')
+
+
+def _run(command: str, args: Sequence[str]) -> int:
+    try:
+        return importlib.import_module(f'fmen_jax.cli.{command}').main(args)
+    except (RuntimeError, AssertionError) as error:  # JAX raises both if it cannot start
+        platforms = os.environ.get('JAX_PLATFORMS')
+        if not platforms or _has_backend():
+            raise
+        raise InputError(
+            f'JAX_PLATFORMS is {platforms}, but JAX cannot use such devices on this machine: unset '
+            'it, or set it to cpu.'
+        ) from error
+
+
+def _has_backend() -> bool:
+    import jax
+
+    try:
+        jax.default_backend()
+    except (RuntimeError, AssertionError):
+        return False
+    return True
 
 
 def _overview() -> str:

@@ -1,5 +1,6 @@
 """`fmen-jax compare`."""
 
+import dataclasses
 import re
 import statistics
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ from tyro.conf import arg
 from fmen_jax.data.pairs import find_pairs
 from fmen_jax.errors import InputError, check_range, require
 from fmen_jax.evaluation import cost_table, protocols, scoring
-from fmen_jax.files import check_extension, labels_of, write_text
+from fmen_jax.files import check_extension, check_target, check_utf8, labels_of, write_text
 from fmen_jax.images.read import RGB8_EXTENSIONS
 from fmen_jax.images.write import write_rgb8
 from fmen_jax.inference.upscaler import Upscaler
@@ -44,6 +45,8 @@ def compare(
       plot: Picture file for a plot of PSNR against time at the first size. Needs data, and weights
         for every network.
     """
+    if not sizes:
+        raise InputError('--sizes has no values; expected one or more, such as 320x180.')
     extents = [_size(text) for text in sizes]
     check_range('--rounds', rounds, least=1)
     names = weights or list(zoo.NETWORKS)
@@ -52,36 +55,39 @@ def compare(
     if plot:
         require('matplotlib', 'plots', 'a plot')
         check_extension(plot, RGB8_EXTENSIONS, 'an image')
+        check_utf8(plot)
+    for path in filter(None, (markdown, json, plot)):
+        check_target(path)
     keep_compiled()
-    entries = []
+    rule = protocols.protocol('y')
+    entries, work = [], []
     for name, label in zip(names, labels_of(names), strict=True):
         if name in zoo.NETWORKS:
             entries.append(cost_table.CostEntry(name, zoo.config(name)))
             continue
         net = load(name).fold()
-        psnr = None
         if data:
-            scores = scoring.evaluate(
-                Upscaler(net),
-                find_pairs(data, net.config.scale),
-                scale=net.config.scale,
-                protocol=protocols.protocol('y'),
-            )
-            psnr = statistics.mean(score.psnr for score in scores)
-        entries.append(cost_table.CostEntry(label, net.config, net.variables, psnr))
+            upscaler, pairs = Upscaler(net), find_pairs(data, net.config.scale)
+            scoring.check(pairs, scale=upscaler.scale, protocol=rule)
+            work.append((len(entries), upscaler, pairs))
+        entries.append(cost_table.CostEntry(label, net.config, net.variables))
+    for i, upscaler, pairs in work:
+        scores = scoring.evaluate(upscaler, pairs, scale=upscaler.scale, protocol=rule)
+        psnr = statistics.mean(score.psnr for score in scores)
+        entries[i] = dataclasses.replace(entries[i], psnr=psnr)
     rows = []
     with tqdm.tqdm(total=len(extents) * rounds, unit='round', disable=None) as bar:
         for height, width in extents:
             rows += cost_table.compare(entries, height, width, rounds=rounds, report=bar.update)
     table = cost_table.as_markdown(rows)
-    print(table)
     if markdown:
         write_text(markdown, table)
     if json:
         write_text(json, cost_table.as_json(rows))
     if plot and data:
-        picture = cost_table.draw(rows[: len(entries)], data.name)
+        picture = cost_table.draw(rows[: len(entries)], data.resolve().name)
         write_rgb8(plot, picture)
+    print(table)
     return 0
 
 

@@ -10,11 +10,12 @@ import tyro
 from tyro.conf import arg
 
 from fmen_jax.data.pairs import find_pairs
+from fmen_jax.errors import InputError
 from fmen_jax.evaluation import protocols, report, scoring
-from fmen_jax.evaluation.contact_sheet import Sheet
-from fmen_jax.files import check_extension, write_text
+from fmen_jax.evaluation.contact_sheet import Sheet, sheet_size
+from fmen_jax.files import check_extension, check_target, check_utf8, labels_of, write_text
 from fmen_jax.images.read import RGB8_EXTENSIONS
-from fmen_jax.images.write import write_rgb8
+from fmen_jax.images.write import check_fits, write_rgb8
 from fmen_jax.inference.upscaler import Upscaler
 from fmen_jax.network import load
 from fmen_jax.runtime.compilation import keep_compiled
@@ -46,19 +47,32 @@ def evaluate(
       allow_nonfinite: Accept weights with NaN or infinity, which are refused otherwise.
     """
     rule = protocols.protocol(protocol)
+    for option, values in (('--data', data), ('--weights', weights)):
+        if not values:
+            raise InputError(f'{option} has no values; expected one or more.')
+    if len({folder.resolve() for folder in data}) < len(data):
+        raise InputError(
+            f'--data is {" ".join(map(str, data))}; expected each folder once: omit repeated ones.'
+        )
     contact = Sheet() if sheet else None
     if sheet:
         check_extension(sheet, RGB8_EXTENSIONS, 'an image')
+        check_utf8(sheet)
+    for path in filter(None, (json, csv, markdown, sheet)):
+        check_target(path)
     keep_compiled()
-    upscalers = {name: Upscaler(load(name, allow_nonfinite=allow_nonfinite)) for name in weights}
+    weights = list(dict.fromkeys(weights))
+    upscalers = [Upscaler(load(name, allow_nonfinite=allow_nonfinite)) for name in weights]
     work = [
-        (_label(name, weights), _label(folder, data), upscaler, find_pairs(folder, scale))
-        for name, upscaler in upscalers.items()
-        for folder in data
-        for scale in [upscaler.scale]
+        (name, label, upscaler, find_pairs(folder, upscaler.scale))
+        for name, upscaler in zip(labels_of(weights), upscalers, strict=True)
+        for label, folder in zip(labels_of(map(str, data)), data, strict=True)
     ]
     for *_, upscaler, pairs in work:
         scoring.check(pairs, scale=upscaler.scale, protocol=rule)
+    if sheet:
+        rows = {(label, upscaler.scale): len(pairs) for _, label, upscaler, pairs in work}
+        check_fits(sheet, *sheet_size(sum(rows.values()), len(weights)))
     results = []
     with tqdm.tqdm(
         total=sum(len(pairs) for *_, pairs in work), unit='picture', disable=None
@@ -73,7 +87,6 @@ def evaluate(
                 scores.append(score)
                 bar.update()
             results.append(scoring.Result(name, folder, upscaler.scale, rule, scores))
-    print(report.as_markdown(results))
     for path, write in (
         (json, report.as_json),
         (csv, report.as_csv),
@@ -83,14 +96,8 @@ def evaluate(
             write_text(path, write(results))
     if sheet and contact:
         write_rgb8(sheet, contact.draw())
+    print(report.as_markdown(results))
     return 0
-
-
-def _label(path: str | Path, among: Sequence[str | Path]) -> str:
-    """The last name of a path, or all of it where another one ends alike."""
-    name = Path(path).stem if isinstance(path, str) else path.resolve().name
-    alike = [other for other in among if Path(other).resolve().stem == Path(name).stem]
-    return name if len(alike) == 1 else str(path)
 
 
 def main(args: Sequence[str]) -> int:

@@ -1,5 +1,6 @@
 """Pairs of LR and HR images in folders, in the layouts of the usual benchmarks."""
 
+import contextlib
 import dataclasses
 import hashlib
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from fmen_jax.errors import InputError
-from fmen_jax.files import cache_folder
+from fmen_jax.files import cache_folder, labels_of
 from fmen_jax.images.bicubic import imresize
 from fmen_jax.images.read import RGB8_EXTENSIONS, read_rgb8
 from fmen_jax.images.write import write_rgb8
@@ -78,7 +79,8 @@ def find_pairs(folder: Path, scale: int) -> list[Pair]:
             + ', '.join(f'{home}/{name}'.format(**names, stem='*') for home, name, _ in _LAYOUTS)
             + '.'
         )
-    return [Pair(path.stem, path, None) for path in pictures]
+    names = labels_of(path.name for path in pictures)
+    return [Pair(name, path, None) for name, path in zip(names, pictures, strict=True)]
 
 
 def load_pair(pair: Pair, scale: int, *, cached: bool = True) -> Loaded:
@@ -123,6 +125,11 @@ def _cached(hr: np.ndarray, scale: int) -> np.ndarray:
     """Return the LR image of an HR image, cached under a hash of the HR image's content."""
     digest = hashlib.sha256(str(hr.shape).encode() + hr.tobytes()).hexdigest()[:32]
     path = cache_folder() / 'lr' / f'{digest}_x{scale}.png'
-    if not path.exists():
-        write_rgb8(path, imresize(hr, 1 / scale))
-    return read_rgb8(path)
+    with contextlib.suppress(InputError):  # absent or damaged
+        lr = read_rgb8(path)
+        if lr.shape == (hr.shape[0] // scale, hr.shape[1] // scale, 3):
+            return lr
+    lr = imresize(hr, 1 / scale)
+    with contextlib.suppress(InputError, OSError):  # works without a cache, too
+        write_rgb8(path, lr)
+    return lr

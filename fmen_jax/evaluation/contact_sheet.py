@@ -58,9 +58,8 @@ class Sheet:
         """Return the sheet, [H, W, 3] uint8, with one row for each image."""
         from PIL import Image, ImageDraw
 
-        columns = max(len(row.tiles) for row in self._rows.values()) + 1
-        height, width = len(self._rows) * (_TILE + _LABEL + _GAP), columns * (_TILE + _GAP)
-        canvas = Image.new('RGB', (width, height), 'white')
+        networks = max(len(row.tiles) for row in self._rows.values()) - 2
+        canvas = Image.new('RGB', sheet_size(len(self._rows), networks), 'white')
         pen = ImageDraw.Draw(canvas)
         for j, row in enumerate(self._rows.values()):
             for i, (text, tile) in enumerate([*row.tiles, ('HR', row.truth)]):
@@ -70,6 +69,11 @@ class Sheet:
                 pen.text((x, y + 2), text, fill='black')
                 canvas.paste(Image.fromarray(tile), (x, y + _LABEL))
         return np.asarray(canvas)
+
+
+def sheet_size(images: int, networks: int) -> tuple[int, int]:
+    """Return the width and height in pixels of a sheet with a row for each image."""
+    return (networks + 3) * (_TILE + _GAP), images * (_TILE + _LABEL + _GAP)
 
 
 def _cut(image: np.ndarray, place: tuple[int, int], scale: int) -> np.ndarray:

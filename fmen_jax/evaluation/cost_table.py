@@ -1,18 +1,19 @@
 """Comparison of what networks cost: counts from their programs and measurements on this machine."""
 
+import contextlib
 import dataclasses
 import json
 import math
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fmen_jax.errors import check_range
+from fmen_jax.errors import InputError, check_range
 from fmen_jax.models.cost import count_cost, ntire_flops
 from fmen_jax.models.layers import Params
 from fmen_jax.models.protocol import NetworkConfig
@@ -70,24 +71,24 @@ def compare(
     machine affects all of them alike.
 
     Raises:
-      InputError: If `rounds` is less than 1.
+      InputError: If `rounds` is less than 1, or an image of this size does not fit into memory.
     """
     check_range('rounds', rounds, least=1)
-    x = np.random.default_rng(0).uniform(0, 255, (1, height, width, 3)).astype(np.float32)
-    programs = [_compile(entry, x) for entry in entries]
-    for run, _ in programs:
-        run()
     seconds: list[list[float]] = [[] for _ in entries]
-    for _ in range(rounds):
-        for (run, _), times in zip(programs, seconds, strict=True):
-            start = time.perf_counter()
+    with _memory_for(height, width):
+        programs = [_compile(entry, height, width) for entry in entries]
+        for run, _ in programs:
             run()
-            times.append(time.perf_counter() - start)
-        if report:
-            report()
+        for _ in range(rounds):
+            for (run, _), times in zip(programs, seconds, strict=True):
+                start = time.perf_counter()
+                run()
+                times.append(time.perf_counter() - start)
+            if report:
+                report()
     rows = []
     for entry, (_, peak), times in zip(entries, programs, seconds, strict=True):
-        cost = count_cost(entry.config.build('deploy'), height, width)
+        cost = count_cost(entry.config.build('deploy'), height, width, entry.config.n_colors)
         ratios = [t / first for t, first in zip(times, seconds[0], strict=True)]
         rows.append(
             CostRow(
@@ -109,8 +110,22 @@ def compare(
     return rows
 
 
-def _compile(entry: CostEntry, x: np.ndarray) -> tuple[Callable[[], Any], int]:
+@contextlib.contextmanager
+def _memory_for(height: int, width: int) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        if not (isinstance(error, MemoryError) or 'RESOURCE_EXHAUSTED' in str(error)):
+            raise
+        raise InputError(
+            f'{width}x{height} pixels do not fit into memory: choose a smaller size.'
+        ) from error
+
+
+def _compile(entry: CostEntry, height: int, width: int) -> tuple[Callable[[], Any], int]:
     """Return a function that runs the network once, and the peak bytes of its program."""
+    shape = (1, height, width, entry.config.n_colors)
+    x = 255 * np.random.default_rng(0).random(shape, np.float32)
     module = entry.config.build('deploy')
     variables = entry.variables
     if variables is None:
@@ -176,7 +191,8 @@ def draw(rows: Sequence[CostRow], data: str) -> np.ndarray:
         )
     axes.spines[['top', 'right']].set_visible(False)
     axes.margins(0.3)
-    axes.set_xlabel(f'time for a {rows[0].size} image, ms (CPU, float32)')
+    backend = jax.default_backend().upper()
+    axes.set_xlabel(f'time for a {rows[0].size} image, ms ({backend}, float32)')
     axes.set_ylabel(f'PSNR on {data}, dB (luma)')
     axes.set_title('Quality, time and peak memory (area)', loc='left')
     canvas = FigureCanvasAgg(figure)

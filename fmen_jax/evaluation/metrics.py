@@ -1,7 +1,7 @@
 """PSNR in dB and SSIM of images [H, W, C] in 0..255, float.
 
-The functions compute in the dtype and array library of their arguments: NumPy float64 for tables,
-JAX for validation during training (also under jit).
+The functions compute in the dtype and array library of their arguments, NumPy or JAX (also under
+jit). Tables and validation use NumPy float64.
 """
 
 from typing import Any
@@ -30,7 +30,9 @@ def _check(a: Any, b: Any) -> None:
 
 
 def psnr(a: Any, b: Any) -> Any:
-    """Return the peak signal-to-noise ratio in dB for a peak of 255; infinite for equal images.
+    """Return the peak signal-to-noise ratio in dB for a peak of 255.
+
+    It is infinite for equal images, and NaN if a pixel is NaN.
 
     Raises:
       InputError: The images are not two floating-point arrays of one shape [H, W, C].
@@ -38,8 +40,8 @@ def psnr(a: Any, b: Any) -> Any:
     _check(a, b)
     xp = a.__array_namespace__()
     error = xp.mean(xp.square(a - b))
-    positive = xp.where(error > 0, error, 1.0)
-    return xp.where(error > 0, 10 * xp.log10(_PEAK**2 / positive), xp.inf)
+    equal = error == 0
+    return xp.where(equal, xp.inf, 10 * xp.log10(_PEAK**2 / xp.where(equal, 1.0, error)))
 
 
 def ssim(a: Any, b: Any) -> Any:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from fmen_jax.errors import InputError, require
+from fmen_jax.errors import InputError, check_range, require
 from fmen_jax.network import Network
 
 _OPSET = 17
@@ -23,7 +23,8 @@ def to_onnx(network: Network, *, shape: tuple[int, int, int] | None = None) -> b
     contains the scale, the value range, the configuration and the SHA-256 of the weights.
 
     Raises:
-      InputError: If the network does not support ONNX, or onnx is not installed.
+      InputError: If the network does not support ONNX, `shape` is too small for it, or onnx is not
+        installed.
     """
     require('onnx', 'onnx', 'the ONNX export')
     import onnx
@@ -32,6 +33,9 @@ def to_onnx(network: Network, *, shape: tuple[int, int, int] | None = None) -> b
     config = network.config
     if not config.supports_onnx:
         raise InputError(f'the ONNX export does not support {type(config).__name__}.')
+    if shape:
+        check_range('N of the shape', shape[0], least=1)
+        check_range('the smaller of H and W of the shape', min(shape[1:]), least=config.min_size)
     state = network.fold().state_dict(config.default_key_style)
     graph = _Graph({key: np.asarray(value, np.float32) for key, value in state.items()})
     config.add_onnx_nodes(graph)

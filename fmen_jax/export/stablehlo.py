@@ -1,8 +1,9 @@
 """Export of the deploy graph as one serialized JAX program for CPU, CUDA and TPU, with weights.
 
-`jax.export.deserialize(bytes).call(x)` runs it; x is [N, H, W, 3] float32 in 0..255, with any N, H
-and W. JAX reads such a file for six months after it was written, and versions of JAX older than
-the one that wrote it cannot read it. Use safetensors or ONNX for long-term storage.
+`jax.export.deserialize(bytes).call(x)` runs it; x is [N, H, W, C] float32 in 0..255, with any N,
+and any H and W that are not below the `min_size` of the network. JAX reads such a file for six
+months after it was written, and versions of JAX older than the one that wrote it cannot read it.
+Use safetensors or ONNX for long-term storage.
 """
 
 from typing import Any
@@ -25,6 +26,7 @@ def to_stablehlo(network: Network) -> bytes:
         with jax.default_matmul_precision(folded.precision):
             return folded.module.apply(variables, x)
 
-    sizes = export.symbolic_shape('n, h, w')
+    least = folded.config.min_size
+    sizes = export.symbolic_shape('n, h, w', constraints=[f'h >= {least}', f'w >= {least}'])
     x = jax.ShapeDtypeStruct((*sizes, folded.config.n_colors), jnp.float32)
     return bytes(export.export(jax.jit(upscale), platforms=PLATFORMS)(x).serialize())

@@ -53,19 +53,21 @@ def imresize(image: Image, scale: float | Fraction, *, convention: str = 'edsr')
       convention: Key of CONVENTIONS.
 
     Raises:
-      InputError: If the type or shape of the image is not supported, the scale is not positive, or
-        the convention is unknown.
+      InputError: If the type or shape of the image is not supported, the scale is not finite or
+        is less than 1/1000, or the convention is unknown.
     """
     if convention not in CONVENTIONS:
         raise InputError(f'no convention {convention!r}; there are {", ".join(CONVENTIONS)}.')
     floating = jnp.issubdtype(image.dtype, jnp.floating)
-    if image.ndim < 3 or not (floating or image.dtype == np.uint8):
+    sides = image.shape[-3:-1]
+    if image.ndim < 3 or 0 in sides or not (floating or image.dtype == np.uint8):
         raise InputError(
-            f'image is {image.dtype}{list(image.shape)}; expected uint8 or float [..., H, W, C].'
+            f'image is {image.dtype}{list(image.shape)}; expected uint8 or float [..., H, W, C], '
+            'with a height and width of 1 or more.'
         )
-    ratio = Fraction(scale).limit_denominator(1000)
+    ratio = Fraction(scale).limit_denominator(1000) if math.isfinite(scale) else Fraction(0)
     if ratio <= 0:
-        raise InputError(f'scale is {scale}; expected a factor above 0.')
+        raise InputError(f'scale is {scale}; expected a finite factor of 1/1000 or more.')
     xp: Any = jnp if isinstance(image, jax.Array) else np
     rule = CONVENTIONS[convention]
     if floating or rule.rounds_between:

@@ -85,11 +85,13 @@ def read_rgb8(path: Path) -> np.ndarray:
     """Read a whole image as [H, W, 3], uint8, and rotate it to its EXIF orientation.
 
     Raises:
-      InputError: If the file is not a readable image, is truncated, or is of an unsupported kind.
+      InputError: If the file is not a readable image, is truncated, is of an unsupported kind, or
+        is too large.
     """
     with translated_errors(path, _UNREADABLE):
         image = _open(path)
         _check_rgb8(path, image)
+        _check_size(path, image, MAX_PIXELS, 'make the image smaller')
         pixels = image.autorot().numpy()
     pixels = pixels.reshape(*pixels.shape[:2], -1)
     return np.repeat(pixels, 3, axis=2) if pixels.shape[2] == 1 else pixels
@@ -139,7 +141,7 @@ def _open(path: Path, **options: Any) -> Any:
 
 
 def _check_rows(path: Path, image: Any, max_pixels: int) -> None:
-    if image.format not in (*_DTYPES, 'double'):
+    if image.format not in (*_DTYPES, 'double') and image.interpretation != 'labs':
         raise InputError(
             f'{path}: the pixels are of type {image.format}; expected 8 or 16 bit, or float.'
         )
@@ -149,10 +151,14 @@ def _check_rows(path: Path, image: Any, max_pixels: int) -> None:
             f'{path}: the image has {image.bands} channels ({image.interpretation}); expected '
             'gray, RGB or CMYK.'
         )
+    _check_size(path, image, max_pixels, 'raise max-pixels')
+
+
+def _check_size(path: Path, image: Any, max_pixels: int, remedy: str) -> None:
     if image.width * image.height > max_pixels:
         raise InputError(
             f'{path}: {image.width}x{image.height} are {image.width * image.height:,} pixels; at '
-            f'most {max_pixels:,} are allowed. If the file is right, raise max-pixels.'
+            f'most {max_pixels:,} are allowed. If the file is right, {remedy}.'
         )
 
 
@@ -175,7 +181,7 @@ def _check_rgb8(path: Path, image: Any) -> None:
 def _in_rgb(image: Any) -> Any:
     if image.interpretation in ('cmyk', 'lab', 'labs'):
         profile = has_field(image, PROFILE) and image.interpretation == 'cmyk'
-        depth = 16 if image.format == 'ushort' else 8
+        depth = 16 if image.format in ('ushort', 'short') else 8
         image = (
             image.icc_transform('srgb', embedded=True, depth=depth)
             if profile

@@ -23,6 +23,8 @@ from fmen_jax.images.read import EXTENSIONS, RGB8_EXTENSIONS, Opened
 _BLOBS = (PROFILE, 'exif-data', 'xmp-data', 'iptc-data')
 _LARGEST = {'.jpg': 65535, '.jpeg': 65535, '.webp': 16383, '.avif': 16384}
 """Largest side of an image in pixels that a format can store."""
+_OPTIONS = {'quality': ('.jpg', '.jpeg', '.webp', '.avif'), 'compression': ('.png',)}
+"""File extensions for which each of the SaveOptions has an effect."""
 _IN_MEMORY = 2**26
 """Output size in bytes above which rows are buffered on disk."""
 _STRIP = 2**16
@@ -61,6 +63,17 @@ class SaveOptions:
         if extension == '.png':
             return {'compression': 6 if self.compression is None else self.compression}
         return {'compression': 'deflate', 'predictor': 'horizontal', 'bigtiff': True}
+
+
+def check_fits(path: Path, width: int, height: int) -> None:
+    """Raise InputError unless the format of an image file can store an image of this size."""
+    extension = path.suffix.lower()
+    largest = _LARGEST.get(extension, 10_000_000)
+    if max(width, height) > largest:
+        raise InputError(
+            f'{path}: {width}x{height} is too large for {extension}, which holds {largest} pixels '
+            'along a side: choose another file extension, such as .tif.'
+        )
 
 
 def write_rgb8(path: Path, pixels: np.ndarray) -> None:
@@ -146,15 +159,17 @@ class Writer:
         self._path, self._source, self._options = path, source, options
         self._extension = path.suffix.lower()
         self._width, self._height = (side * scale for side in source.size)
-        largest = _LARGEST.get(self._extension, 10_000_000)
-        if max(self._width, self._height) > largest:
-            raise InputError(
-                f'{path}: {self._width}x{self._height} is too large for {self._extension}, which '
-                f'holds {largest} pixels along a side: choose another file extension, such as '
-                '.tif.'
-            )
+        check_fits(path, self._width, self._height)
         if source.channels in (2, 4) and self._extension in ('.jpg', '.jpeg'):
             raise InputError(f'{path}: JPEG has no transparency: choose .png, .webp or .tif.')
+        for name, extensions in _OPTIONS.items():
+            if getattr(options, name) is not None and self._extension not in extensions:
+                warnings.warn(
+                    f'{name} is ignored for {self._extension}; it applies to '
+                    f'{", ".join(extensions)}.',
+                    FMENWarning,
+                    stacklevel=2,
+                )
         self._rows = self._buffer()
 
     def _buffer(self) -> Any:

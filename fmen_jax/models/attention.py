@@ -345,7 +345,7 @@ class LocalImportance(Attention):
 
     def __call__(self, y: Array, x: Array, *, train: bool) -> Array:
         del x, train
-        if min(y.shape[1:3]) < self.min_size:
+        if any(size < self.min_size for size in y.shape[1:3]):
             raise InputError(
                 f'the image is {y.shape[2]}x{y.shape[1]} pixels; the attention lia needs '
                 f'{self.min_size} or more in width and height: enlarge its canvas.'

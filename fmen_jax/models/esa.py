@@ -45,7 +45,7 @@ class ESA(nn.Module):
             self.conv_max, self.conv3_ = Conv(f, f), Conv(f, f)
 
     def __call__(self, x: Array) -> Array:
-        if min(x.shape[1:3]) < MIN_SIZE:
+        if any(size < MIN_SIZE for size in x.shape[1:3]):
             raise InputError(
                 f'the image is {x.shape[2]}x{x.shape[1]} pixels; networks with enhanced spatial '
                 f'attention, such as E-RFDN and RLFN, need {MIN_SIZE} or more in width and height: '

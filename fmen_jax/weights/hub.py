@@ -29,7 +29,7 @@ def download_from_hub(address: str) -> Path:
         raise InputError(f'{address} is not an address; expected hf://OWNER/NAME[@REVISION].')
     require('huggingface_hub', 'hub', 'loading from the Hugging Face Hub')
     import huggingface_hub
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+    from huggingface_hub.errors import HFValidationError
 
     try:
         paths = [
@@ -44,7 +44,7 @@ def download_from_hub(address: str) -> Path:
         ]
     except HFValidationError as error:
         raise InputError(f'{address} is not an address: {error}') from error
-    except (HfHubHTTPError, OSError) as error:
+    except Exception as error:  # of the Hub, of the HTTP client, or of the disk
         reason = str(error).strip().splitlines()
         raise DownloadError(
             f'{address} could not be downloaded: {reason[0] if reason else type(error).__name__} '
@@ -78,7 +78,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     path = folder / CONFIG
     try:
         found = json.loads(path.read_text(encoding='utf-8'))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f'{path}: not a JSON file: {error}') from error
     if not isinstance(found, dict):
         raise InputError(f'{path}: holds a {type(found).__name__}; expected an object.')

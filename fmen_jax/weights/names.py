@@ -19,7 +19,15 @@ def shipped() -> list[str]:
 
 
 def card(name: str) -> dict[str, Any]:
-    """Return the card of shipped weights: data, settings, commit, scores, hash and licence."""
+    """Return the card of shipped weights: data, settings, commit, scores, hash and licence.
+
+    Raises:
+      InputError: If no shipped weights have this name.
+    """
+    if name not in shipped():
+        raise InputError(
+            f'no weights named {name!r} are in the package; there are {", ".join(shipped())}.'
+        )
     return json.loads((SHIPPED / f'{name}.json').read_text(encoding='utf-8'))
 
 

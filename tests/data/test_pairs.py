@@ -38,6 +38,29 @@ def test_the_kept_lr_picture_is_of_the_shape_too(tmp_path: Path) -> None:
     assert shapes == [(8, 4, 3), (4, 8, 3)]
 
 
+def test_pictures_of_one_stem_have_names_of_their_own(tmp_path: Path) -> None:
+    for name in ('a.jpg', 'a.png', 'b.png'):
+        save(tmp_path / name, PHOTO)
+    assert [pair.name for pair in find_pairs(tmp_path, 2)] == ['a.jpg', 'a.png', 'b']
+
+
+def test_a_damaged_or_absent_cache_only_costs_time(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (pair, _) = find_pairs(lay_out(tmp_path / 'bench', 'HR alone'), 2)
+    expected = load_pair(pair, 2).lr
+    (cached,) = cache.glob('lr/*.png')
+    whole = cached.read_bytes()
+    cached.write_bytes(whole[:200])
+    np.testing.assert_array_equal(load_pair(pair, 2).lr, expected)
+    assert cached.read_bytes() == whole  # repaired
+    save(cached, PHOTO)
+    np.testing.assert_array_equal(load_pair(pair, 2).lr, expected)
+    (tmp_path / 'file').touch()
+    monkeypatch.setenv('FMEN_JAX_CACHE', str(tmp_path / 'file'))
+    np.testing.assert_array_equal(load_pair(pair, 2).lr, expected)
+
+
 def test_faults_of_folders(tmp_path: Path) -> None:
     with pytest.raises(InputError, match='missing: no such folder'):
         find_pairs(tmp_path / 'missing', 2)

@@ -47,6 +47,11 @@ def test_equal_images() -> None:
     assert_close(metrics.ssim(TRUTH, TRUTH), 1.0, 1e-12)
 
 
+def test_a_pixel_that_is_not_a_number() -> None:
+    broken = np.where(np.arange(3) == 1, np.nan, TRUTH)
+    assert np.isnan(metrics.psnr(broken, TRUTH))
+
+
 @pytest.mark.parametrize('name', protocols.PROTOCOLS)
 def test_jax_gives_what_numpy_gives(name: str) -> None:
     rule = protocols.protocol(name)

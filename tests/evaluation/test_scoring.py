@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import functools
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,11 @@ import pytest
 from PIL import Image
 
 import fmen_jax
+from fmen_jax.cli import evaluate
 from fmen_jax.data.pairs import find_pairs, load_pair
 from fmen_jax.evaluation import protocols, scoring
 from fmen_jax.inference.upscaler import Upscaler
-from tests.helpers import ROOT, corrupted, lay_out, run_cli
+from tests.helpers import PHOTO, ROOT, corrupted, lay_out, run_cli, save
 
 FIGURES = json.loads((ROOT / 'tests/golden/benchmarks_x4.json').read_text())
 WEIGHTS = {
@@ -106,15 +108,46 @@ def test_many_results_are_a_list(weights: Path, tmp_path: Path) -> None:
     assert found[0]['mean'] == found[1]['mean']
 
 
+def test_files_are_written_even_if_the_table_cannot_be_printed(
+    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench, outputs = lay_out(tmp_path / 'bench', 'EDSR'), [tmp_path / name for name in ('a', 'b')]
+
+    def fail(text: object) -> None:
+        raise BrokenPipeError
+
+    monkeypatch.setattr(evaluate, 'print', fail, raising=False)
+    assert run('-w', weights, '-d', bench, '--json', outputs[0], '--csv', outputs[1]) == 1
+    assert all(path.exists() for path in outputs)
+
+
+def test_labels_tell_weights_and_folders_apart(weights: Path, tmp_path: Path) -> None:
+    named = shutil.copy(weights, tmp_path / 'net.v1.safetensors')
+    folders = [lay_out(tmp_path / name / 'Set.v1', 'HR alone') for name in 'ab']
+    assert run('-w', named, weights, named, '-d', *folders, '--json', tmp_path / 'x.json') == 0
+    found = json.loads((tmp_path / 'x.json').read_text())
+    assert [(result['weights'], result['data']) for result in found] == [
+        (name, str(folder)) for name in ('net.v1', 'tiny') for folder in folders
+    ]
+
+
 def test_faults_are_found_before_the_work(weights: Path, tmp_path: Path, capsys: Any) -> None:
     bench = lay_out(tmp_path / 'bench', 'EDSR')
+    many = tmp_path / 'many'
+    for i in range(78):
+        save(many / f'{i}.png', PHOTO[:26, :26])
     for args, message in [
         (('-d', bench, tmp_path / 'none'), 'none: no such folder'),
         (('-d', bench, '-p', 'luma'), "no protocol is named 'luma'"),
         (('-d', bench, '--sheet', tmp_path / 'sheet.gif'), "extension '.gif'"),
+        (('-d', many, '--sheet', tmp_path / 'sheet.webp'), '784x16536 is too large for .webp'),
+        (('-d',), '--data has no values; expected one or more'),
+        (('-d', bench, '-w'), '--weights has no values; expected one or more'),
+        (('-d', bench, bench / '.'), 'expected each folder once'),
+        (('-d', bench, '--csv', tmp_path), 'is a folder; expected the name of a file'),
     ]:
         assert run('-w', weights, *args, '--json', tmp_path / 'x.json') == 2
         captured = capsys.readouterr()
-        assert message in captured.err
+        assert message in captured.err, captured.err
         assert not captured.out
     assert not (tmp_path / 'x.json').exists()

@@ -12,8 +12,14 @@ import pytest
 import skimage.data
 
 from fmen_jax import porting
+from fmen_jax.errors import InputError
 from fmen_jax.export.onnx import to_onnx
+from fmen_jax.export.stablehlo import to_stablehlo
 from fmen_jax.models import zoo
+from fmen_jax.models.initial import initial_variables
+from fmen_jax.models.rfdn import RFDNConfig
+from fmen_jax.models.rlfn import RLFNConfig
+from fmen_jax.models.variant import VariantConfig
 from fmen_jax.network import Network, load
 from tests.helpers import corrupted, run_cli
 
@@ -75,6 +81,25 @@ def test_stablehlo_runs_with_any_size_on_three_platforms(weights: Path, tmp_path
         np.testing.assert_allclose(program.call(x), net(x), rtol=0, atol=1e-2)
 
 
+@pytest.mark.parametrize(
+    'config',
+    [
+        RFDNConfig(n_feats=8, blocks=1),
+        RLFNConfig(n_feats=8, blocks=1),
+        VariantConfig(2, n_feats=5, mid_feats=5, down_blocks=0, up_blocks=(1,), attention='lia'),
+    ],
+    ids=lambda config: type(config).__name__,
+)
+def test_stablehlo_of_networks_with_a_minimum_size(config: Any) -> None:
+    net = Network(config, 'deploy', initial_variables(config, 'deploy'))
+    program = jax.export.deserialize(bytearray(to_stablehlo(net)))
+    least = config.min_size
+    for x in (PHOTO, PHOTO[:, :least, :least].repeat(2, 0)):
+        np.testing.assert_allclose(program.call(x), net(x), rtol=0, atol=1e-2)
+    with pytest.raises(ValueError, match='refining shapes'):
+        program.call(PHOTO[:, : least - 1])
+
+
 def test_safetensors_are_the_folded_weights(weights: Path, tmp_path: Path) -> None:
     assert run_cli('export', weights, '-o', tmp_path / 'a.safetensors') == 0
     found = porting.read(tmp_path / 'a.safetensors')
@@ -90,6 +115,9 @@ def test_faults(weights: Path, tmp_path: Path, capsys: Any) -> None:
     for option in (('--key-style', 'github'), ('--no-fold',)):
         assert run_cli('export', weights, '-o', tmp_path / 'a.onnx', *option) == 2
         assert '--no-fold are supported for checkpoints only' in capsys.readouterr().err
+    for shape, message in (((0, 8, 8), 'N of the'), ((1, -5, 64), 'the smaller of H and W of the')):
+        assert run_cli('export', weights, '-o', tmp_path / 'a.onnx', '--shape', *shape) == 2
+        assert f'{message} shape is {min(shape)}; expected 1 or more' in capsys.readouterr().err
     rival = zoo.config('rlfn')
-    with pytest.raises(Exception, match='the ONNX export does not support RLFNConfig'):
+    with pytest.raises(InputError, match='the ONNX export does not support RLFNConfig'):
         to_onnx(Network(rival, 'deploy', {}))

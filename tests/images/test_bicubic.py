@@ -159,7 +159,11 @@ def test_exact_ties_round_up(factor: int) -> None:
         (np.zeros((4, 4), np.uint8), {}, r'uint8\[4, 4\]; expected uint8 or float'),
         (np.zeros((4, 4, 3), np.uint16), {}, 'image is uint16'),
         (np.zeros((4, 4, 3)), {'convention': 'pil'}, "no convention 'pil'; there are edsr, selfex"),
-        (np.zeros((4, 4, 3)), {'scale': -1}, 'scale is -1; expected a factor above 0'),
+        (np.zeros((4, 4, 3)), {'scale': -1}, 'scale is -1; expected a finite factor of 1/1000'),
+        (np.zeros((4, 4, 3)), {'scale': 0.0004}, 'scale is 0.0004; expected a finite factor'),
+        (np.zeros((4, 4, 3)), {'scale': float('nan')}, 'scale is nan'),
+        (np.zeros((4, 4, 3)), {'scale': float('inf')}, 'scale is inf'),
+        (np.zeros((4, 0, 3)), {}, r'float64\[4, 0, 3\]; .* with a height and width of 1 or more'),
         (np.zeros((99, 4, 3), np.uint8), {'scale': 1 / 33}, 'by a factor of 31 at most'),
     ],
 )

@@ -14,7 +14,7 @@ import pytest
 import pyvips
 import skimage.data
 
-from fmen_jax.errors import InputError
+from fmen_jax.errors import FMENWarning, InputError
 from fmen_jax.images import write
 from fmen_jax.images.read import filled, open_picture
 from fmen_jax.images.write import SaveOptions
@@ -118,6 +118,15 @@ def test_cmyk_becomes_srgb(tmp_path: Path, upscaler: Upscaler) -> None:
     found = upscaled(tmp_path / 'a.jpg', tmp_path / 'b.png', upscaler)
     np.testing.assert_array_equal(found.numpy(), upscaler(pixels))
     assert 'icc-profile-data' not in found.get_fields()
+
+
+def test_lab_of_16_bits_becomes_rgb_of_16_bits(tmp_path: Path) -> None:
+    photo: Any = pyvips.Image.new_from_file(str(saved(tmp_path / 'a.png', PHOTO)))
+    photo.colourspace('labs').write_to_file(str(tmp_path / 'a.tif'))
+    opened = open_picture(tmp_path / 'a.tif')
+    assert (opened.dtype, opened.channels) == (np.uint16, 3)
+    # LABS has steps of 1/128 in a and b, which are a few of the 65535 steps of RGB
+    assert np.abs(opened.rows.read(0, 24) - PHOTO * 257.0).max() < 32
 
 
 @pytest.mark.parametrize('orientation', range(1, 9))
@@ -288,6 +297,15 @@ def test_formats_that_cannot_hold_it(tmp_path: Path, upscaler: Upscaler) -> None
         write.Writer(tmp_path / 'b.webp', source, 1000, SaveOptions())
     with pytest.raises(InputError, match="file extension '.gif' is not that of an image"):
         write.Writer(tmp_path / 'b.gif', source, 2, SaveOptions())
+
+
+@pytest.mark.parametrize(
+    ('extension', 'option'), [('.png', 'quality'), ('.tif', 'quality'), ('.jpg', 'compression')]
+)
+def test_options_that_the_format_ignores(extension: str, option: str, tmp_path: Path) -> None:
+    source = open_picture(saved(tmp_path / 'a.png', PHOTO))
+    with pytest.warns(FMENWarning, match=f'{option} is ignored for {extension}; it applies to'):
+        write.Writer(tmp_path / f'b{extension}', source, 2, SaveOptions(**{option: 5}))
 
 
 @pytest.mark.parametrize('dtype', [np.uint8, np.uint16, np.float32])

@@ -15,6 +15,7 @@ import skimage.data
 
 import fmen_jax
 from fmen_jax.data.pairs import find_pairs
+from fmen_jax.errors import InputError
 from fmen_jax.evaluation import protocols, scoring
 from fmen_jax.files import sha256
 from fmen_jax.images.bicubic import imresize
@@ -39,6 +40,11 @@ def test_card(name: str) -> None:
     assert bool(start) == bool(said['derived_from']) == (net.config.scale != 4)
     for scores in said['measured'].values():
         assert scores['psnr'] > scores['bicubic_psnr'] + 1.8
+
+
+def test_card_of_other_weights() -> None:
+    with pytest.raises(InputError, match="named 'nope' are in the package; there are fmen_s_x2, f"):
+        card('nope')
 
 
 @pytest.mark.parity
