@@ -1,9 +1,13 @@
 """`fmen-jax web`."""
 
+import contextlib
+import signal
 import sys
 import tempfile
+import threading
 import webbrowser
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from http.server import HTTPServer
 from pathlib import Path
 from typing import Annotated
 
@@ -13,7 +17,6 @@ from tyro.conf import arg
 from fmen_jax.errors import InputError, check_range
 from fmen_jax.network import load
 from fmen_jax.web.page import write_page
-from fmen_jax.web.runtime import find_runtime
 from fmen_jax.web.server import make_server
 from fmen_jax.weights.names import shipped
 
@@ -32,9 +35,10 @@ def web(
     runs networks with ONNX Runtime Web, on the GPU where the browser has WebGPU. ONNX Runtime Web
     is downloaded once (33 MB). Pictures do not leave the browser.
 
-    A server should send the headers 'Cross-Origin-Opener-Policy: same-origin' and
-    'Cross-Origin-Embedder-Policy: require-corp', as --serve does: without them the page computes
-    with a single thread where there is no WebGPU.
+    A server should send three headers, as --serve does. Without 'Cross-Origin-Opener-Policy:
+    same-origin' and 'Cross-Origin-Embedder-Policy: require-corp' the page computes with a single
+    thread where there is no WebGPU. With "Content-Security-Policy: connect-src 'self'" the browser
+    refuses connections to other addresses in the page's worker, which has the picture.
 
     Args:
       output: Folder for the page.
@@ -60,24 +64,47 @@ def web(
             'name for each network: rename the files.'
         )
     networks = {name: load(path) for name, path in zip(names, given, strict=True)}
-    runtime_package = find_runtime(runtime, progress=sys.stderr.isatty())
-    with tempfile.TemporaryDirectory(prefix='fmen_jax_web_') as temporary:
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(_cleanup_on_signals())
+        temporary = stack.enter_context(tempfile.TemporaryDirectory(prefix='fmen_jax_web_'))
         folder = output or Path(temporary)
-        write_page(folder, networks, runtime_package)
+        server = stack.enter_context(make_server(folder, port)) if serve else None
+        write_page(folder, networks, runtime, progress=sys.stderr.isatty())
         if output:
             print(output)
-        if serve:
-            _serve(folder, port, browser)
+        if server:
+            _serve(server, browser)
     return 0
 
 
-def _serve(folder: Path, port: int, browser: bool) -> None:
-    with make_server(folder, port) as server:
-        url = f'http://127.0.0.1:{server.server_port}/'
-        print(f'{url} (Ctrl-C ends it)', flush=True)
-        if browser:
-            webbrowser.open(url)
-        server.serve_forever()
+@contextlib.contextmanager
+def _cleanup_on_signals() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP end the program in such a way that temporary files are removed."""
+
+    def end(number: int, frame: object) -> None:
+        del frame
+        sys.exit(128 + number)
+
+    signals = [  # Windows has no SIGHUP, and nohup ignores it
+        number
+        for number in signal.Signals
+        if number.name in ('SIGTERM', 'SIGHUP') and signal.getsignal(number) == signal.SIG_DFL
+    ]
+    for number in signals:
+        signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number in signals:
+            signal.signal(number, signal.SIG_DFL)
+
+
+def _serve(server: HTTPServer, browser: bool) -> None:
+    url = f'http://127.0.0.1:{server.server_port}/'
+    print(f'{url} (Ctrl-C ends it)', flush=True)
+    if browser:  # some browsers return only when they are closed
+        threading.Thread(target=webbrowser.open, args=(url,), daemon=True).start()
+    server.serve_forever()
 
 
 def main(args: Sequence[str]) -> int:

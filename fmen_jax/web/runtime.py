@@ -5,6 +5,7 @@ and verified by its SHA-256.
 """
 
 import tarfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from fmen_jax.errors import InputError
@@ -51,11 +52,10 @@ def find_runtime(archive: Path | None = None, *, progress: bool = False) -> Path
     return archive
 
 
-def extract_runtime(archive: Path, folder: Path) -> None:
-    """Write the files that the page uses from the package to a folder."""
-    folder.mkdir(parents=True, exist_ok=True)
+def read_runtime(archive: Path) -> Iterator[tuple[str, bytes]]:
+    """Yield the names and contents of the package's files that the page uses."""
     with tarfile.open(archive) as tar:
         for name in FILES:
             member = tar.extractfile(f'package/dist/{name}')
             assert member is not None, f'{name} is a folder in {archive}'
-            (folder / name).write_bytes(member.read())
+            yield name, member.read()

@@ -2,8 +2,11 @@
 
 import functools
 import http.server
+import sys
 from pathlib import Path
 from typing import Any
+
+from fmen_jax.errors import InputError
 
 
 class _Handler(http.server.SimpleHTTPRequestHandler):
@@ -28,6 +31,12 @@ class _Handler(http.server.SimpleHTTPRequestHandler):
         del format, args
 
 
+class _Server(http.server.ThreadingHTTPServer):
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        if not isinstance(sys.exception(), ConnectionError):  # such as of a tab that was closed
+            super().handle_error(request, client_address)
+
+
 def make_server(folder: Path, port: int = 0) -> http.server.ThreadingHTTPServer:
     """Return a server of a folder on the loopback address; run it with `serve_forever`.
 
@@ -36,7 +45,13 @@ def make_server(folder: Path, port: int = 0) -> http.server.ThreadingHTTPServer:
       port: port to listen on; 0 means a free one, which `server_port` tells.
 
     Raises:
-      OSError: If the port is in use.
+      InputError: If the port is in use, or may not be used.
     """
     handler = functools.partial(_Handler, directory=str(folder))
-    return http.server.ThreadingHTTPServer(('127.0.0.1', port), handler)
+    try:
+        return _Server(('127.0.0.1', port), handler)
+    except OSError as error:
+        raise InputError(
+            f'--port is {port}, on which this machine cannot serve: {error.strerror}. Choose '
+            'another port, or 0 for a free one.'
+        ) from error

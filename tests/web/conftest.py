@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -185,11 +185,13 @@ def started(profile: Path, *flags: str) -> Iterator[Chromium]:
     )
     os.close(to_read)
     os.close(from_write)
-    yield Chromium(to_write, from_read)
-    process.kill()
-    process.wait()
-    os.close(to_write)
-    os.close(from_read)
+    try:
+        yield Chromium(to_write, from_read)
+    finally:
+        process.kill()
+        process.wait()
+        os.close(to_write)
+        os.close(from_read)
 
 
 @pytest.fixture(scope='session')
@@ -204,8 +206,10 @@ def opened(chromium: Chromium, tmp_path: Path) -> Iterator[Tab]:
     folder = tmp_path / 'downloads'
     chromium.send('Browser.setDownloadBehavior', behavior='allow', downloadPath=str(folder))
     tab = Tab(chromium)
-    yield tab
-    chromium.send('Target.closeTarget', targetId=tab.target)
+    try:
+        yield tab
+    finally:
+        chromium.send('Target.closeTarget', targetId=tab.target)
 
 
 @pytest.fixture
@@ -242,9 +246,11 @@ def served(folder: Path) -> Iterator[str]:
     with make_server(folder) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
-        yield f'http://127.0.0.1:{server.server_port}/'
-        server.shutdown()
-        thread.join()
+        try:
+            yield f'http://127.0.0.1:{server.server_port}/'
+        finally:
+            server.shutdown()
+            thread.join()
 
 
 @pytest.fixture(scope='session')
@@ -256,14 +262,37 @@ def tiny_network(tiny_x2: Golden, tmp_path_factory: pytest.TempPathFactory) -> P
 
 
 @pytest.fixture(scope='session')
-def tiny_page(
+def tiny_folder(
     tiny_network: Path, runtime: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[str]:
-    """The address of the page with a small x2 network."""
+) -> Path:
+    """The page with a small x2 network; its name has characters that are special in addresses."""
     folder = tmp_path_factory.mktemp('tiny_page')
-    write_page(folder, {'tiny': load(tiny_network)}, runtime)
-    with served(folder) as url:
+    write_page(folder, {'tiny #1 100%': load(tiny_network)}, runtime)
+    return folder
+
+
+@pytest.fixture(scope='session')
+def tiny_page(tiny_folder: Path) -> Iterator[str]:
+    """The address of the page with a small x2 network."""
+    with served(tiny_folder) as url:
         yield url
+
+
+@pytest.fixture
+def altered_page(tiny_folder: Path, tmp_path: Path) -> Iterator[Callable[[str, str | None], str]]:
+    """Serve the page with other contents of one file, or without it (None); the address."""
+    folder = tmp_path / 'altered'
+    shutil.copytree(tiny_folder, folder)
+
+    with contextlib.ExitStack() as stack:
+
+        def serve(name: str, text: str | None) -> str:
+            (folder / name).unlink(missing_ok=True)
+            if text is not None:
+                (folder / name).write_text(text, encoding='utf-8')
+            return stack.enter_context(served(folder))
+
+        yield serve
 
 
 @pytest.fixture(scope='session')

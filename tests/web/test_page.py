@@ -1,5 +1,8 @@
 """The page in headless Chromium, against the command line."""
 
+import base64
+import hashlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +11,9 @@ import pytest
 import skimage.data
 from PIL import Image
 
+from fmen_jax.images.read import filled
 from fmen_jax.inference import tiling
-from tests.helpers import run_cli, save
+from tests.helpers import ROOT, run_cli, save
 
 pytestmark = pytest.mark.skipif('sys.platform == "win32"', reason='the pipe needs POSIX')
 
@@ -104,6 +108,31 @@ def test_webgpu(webgpu_tab: Any, tiny_page: str, tiny_network: Path, tmp_path: P
     assert tab.problems == []
 
 
+def test_a_tile_that_fails_on_the_gpu(tab: Any, altered_page: Callable[..., str]) -> None:
+    fails_on_tiles = """
+        export const env = {wasm: {}};
+        export class Tensor { constructor(type, data, dims) { this.height = dims[2]; } }
+        export const InferenceSession = {create: async () => ({run: async ({lr}) => {
+          if (lr.height > 16) throw new Error('out of memory');
+          return {sr: {getData: async () => null, dispose() {}}};
+        }})};
+    """
+    open_page(tab, altered_page('ort/ort.webgpu.min.mjs', fails_on_tiles))
+    before, after, length = tab.run(
+        """(async () => {
+          Object.defineProperty(navigator, 'gpu', {value: {requestAdapter: async () => ({})}});
+          const [{file}] = await (await fetch('models.json')).json();
+          const network = await (await import('./network.js')).openNetwork(file);
+          const before = network.provider;
+          const y = await network.run(new Float32Array(3 * 20 * 20), 20, 20);
+          return [before, network.provider, y.length];
+        })()"""
+    )
+    assert before == 'WebGPU'
+    assert after.startswith('WebAssembly')
+    assert length == 3 * 40 * 40
+
+
 @pytest.mark.parametrize('kind', ['gray', 'constant alpha', 'jpeg'])
 def test_kinds_of_pictures(
     tab: Any, tiny_page: str, tiny_network: Path, tmp_path: Path, kind: str
@@ -153,6 +182,47 @@ def test_tiles_are_those_of_python(tab: Any, tiny_page: str) -> None:
         ]
 
 
+@pytest.mark.parametrize(('height', 'width'), [(2, 66000), (1030, 4100)])
+def test_pictures_larger_than_a_canvas(
+    tab: Any, tiny_page: str, tmp_path: Path, height: int, width: int
+) -> None:
+    red = (np.arange(height)[:, None] * 7 + np.arange(width)) % 251
+    photo = np.dstack([red, red // 2, 255 - red]).astype(np.uint8)
+    save(tmp_path / 'p.png', photo)
+    open_page(tab, tiny_page)
+    found = tab.run(
+        f'const data = "{base64.b64encode((tmp_path / "p.png").read_bytes()).decode()}";'
+        """(async () => {
+          const file = new Blob([Uint8Array.from(atob(data), (letter) => letter.charCodeAt(0))]);
+          const {decode, readPixels} = await import('./decode.js');
+          const {pixels} = readPixels(await decode(file));
+          const hash = new Uint8Array(await crypto.subtle.digest('SHA-256', pixels));
+          return [pixels.length, [...hash]];
+        })()"""
+    )
+    expected = np.dstack([photo, np.full((height, width), 255, np.uint8)])
+    assert found == [expected.size, [*hashlib.sha256(expected.tobytes()).digest()]]
+
+
+def test_hidden_pixels_are_filled_as_in_python(tab: Any, tiny_page: str) -> None:
+    """In bands of rows, as the page does it, of which one changes nothing in another."""
+    pixels = np.dstack([PHOTO, np.full(PHOTO.shape[:2], 255, np.uint8)])
+    pixels[5:45, 5:65, 3] = 0
+    open_page(tab, tiny_page)
+    found = tab.run(
+        f'const pixels = Uint8ClampedArray.of({",".join(map(str, pixels.flat))});'
+        """import('./alpha.js').then(({fillHidden}) => {
+          for (const [start, stop] of [[0, 12], [10, 30], [30, 42], [40, 50]]) {
+            fillHidden(pixels, 70, 50, start, stop);
+          }
+          return [...pixels];
+        })"""
+    )
+    expected = filled(pixels)
+    assert (expected != pixels).any()
+    assert largest_difference(np.reshape(found, pixels.shape), expected) <= ONE_LEVEL  # of rounding
+
+
 def complaint(tab: Any) -> str:
     tab.wait('!document.getElementById("error").hidden', 60)
     return tab.run('document.getElementById("error").textContent')
@@ -164,6 +234,50 @@ def test_broken_files(tab: Any, tiny_page: str, tmp_path: Path) -> None:
     tab.choose('#file', tmp_path / 'text.png')
     assert complaint(tab).startswith('text.png could not be read as a picture.')
     assert tab.run('document.getElementById("settings").hidden')
+
+
+NO_MEMORY = """
+    export const decode = createImageBitmap;
+    export function readPixels() { throw new RangeError('no memory'); }
+"""
+
+
+@pytest.mark.parametrize(
+    ('file', 'text', 'message'),
+    [
+        ('models.json', None, 'models.json could not be loaded: HTTP status 404. Reload the page.'),
+        ('sample.png', None, 'sample.png could not be loaded: HTTP status 404.'),
+        (
+            'worker.js',
+            None,
+            'The network could not be run: its files could not be loaded. Press Upscale to try',
+        ),
+        (
+            'decode.js',
+            NO_MEMORY,
+            'sample.png is too large for this browser (RangeError: no memory)',
+        ),
+    ],
+)
+def test_what_can_fail(
+    tab: Any, altered_page: Callable[..., str], file: str, text: str | None, message: str
+) -> None:
+    open_page(tab, altered_page(file, text))
+    tab.run('document.getElementById("sample").click()')
+    tab.wait('!document.getElementById("error").hidden || document.activeElement.id === "start"')
+    tab.run('document.activeElement.click()')
+    assert complaint(tab).startswith(message)
+    assert not [problem for problem in tab.problems if 'Uncaught' in problem]
+
+
+NOT_STARTED = 'document.body.innerText.includes("needs JavaScript and a web server")'
+
+
+def test_the_page_opened_as_a_file(tab: Any, tiny_page: str) -> None:
+    tab.open((ROOT / 'fmen_jax/web/static/index.html').as_uri())
+    tab.wait(NOT_STARTED)
+    open_page(tab, tiny_page)
+    assert not tab.run(NOT_STARTED)
 
 
 def test_a_truncated_file(tab: Any, tiny_page: str, tmp_path: Path) -> None:
@@ -207,6 +321,26 @@ def test_pictures_that_are_read_slowly(tab: Any, tiny_page: str, tmp_path: Path)
     tab.wait('document.getElementById("picture").textContent.startsWith("second.png: ")')
     tab.run('new Promise((resolve) => setTimeout(resolve, 1500))')
     assert upscaled(tab, tmp_path / 'downloads', 'second_x2.png').shape == (60, 140, 3)
+    assert tab.problems == []
+
+
+def test_a_sample_that_is_loaded_slowly(tab: Any, tiny_page: str, tmp_path: Path) -> None:
+    save(tmp_path / 'mine.png', PHOTO)
+    open_page(tab, tiny_page)
+    tab.run(
+        """{
+          const plain = window.fetch;
+          window.fetch = (url) => new Promise((resolve) => {
+            window.proceed = () => resolve(plain(url));
+          });
+        }"""
+    )
+    tab.run('document.getElementById("sample").click()')
+    tab.wait('!!window.proceed')
+    choose(tab, tmp_path / 'mine.png')
+    tab.run('window.proceed()')
+    tab.run('new Promise((resolve) => setTimeout(resolve, 500))')
+    assert tab.run('document.getElementById("picture").textContent').startswith('mine.png: ')
     assert tab.problems == []
 
 
@@ -323,3 +457,20 @@ def test_nothing_leaves_the_machine(tab: Any, tiny_page: str, tmp_path: Path) ->
         blocked = f'fetch("{elsewhere}").then(() => "sent", (error) => "blocked")'
         assert tab.run(blocked) == 'blocked'
     assert [p for p in tab.problems if 'Content Security Policy' in p or 'violates' in p]
+
+
+def test_nothing_leaves_the_worker(tab: Any, altered_page: Callable[..., str]) -> None:
+    """The policy of the document does not hold in workers: the server must send one."""
+    probe = """
+        self.addEventListener('securitypolicyviolation', ({violatedDirective}) => {
+          postMessage(violatedDirective);
+        });
+        fetch('http://127.0.0.1:9/').catch(() => setTimeout(() => postMessage('tried'), 500));
+    """
+    open_page(tab, altered_page('probe.js', probe))
+    found = tab.run(
+        """new Promise((resolve) => {
+          new Worker('probe.js', {type: 'module'}).onmessage = ({data}) => resolve(data);
+        })"""
+    )
+    assert found == 'connect-src'

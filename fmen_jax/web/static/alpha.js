@@ -4,50 +4,56 @@ const DISTANCE = 8;
 
 /**
  * Replaces, in place, the colors of hidden pixels (alpha 0) near visible ones by the mean of their
- * neighbors. Editors store arbitrary colors there, which a network would blend into the edges.
+ * neighbors, in the rows from `start` to `stop`. Editors store arbitrary colors there, which a
+ * network would blend into the edges. Colors of hidden pixels are not read, so bands of rows may
+ * be filled in any order.
  */
-export function fillHidden(pixels, width, height) {
-  const colors = new Float32Array(pixels.length);
-  const known = new Uint8Array(width * height);
+export function fillHidden(pixels, width, height, start, stop) {
+  const top = Math.max(start - DISTANCE, 0);
+  const bottom = Math.min(stop + DISTANCE, height);
+  const band = pixels.subarray(4 * top * width, 4 * bottom * width);
+  const colors = new Float32Array(band);
+  const known = new Uint8Array(band.length / 4);
   let rim = [];
   for (let i = 0; i < known.length; i++) {
-    if (pixels[4 * i + 3]) {
-      known[i] = 1;
-      for (let c = 0; c < 3; c++) colors[4 * i + c] = pixels[4 * i + c];
-    } else {
-      rim.push(i);
-    }
+    if (band[4 * i + 3]) known[i] = 1;
+    else rim.push(i);
   }
-  if (rim.length === known.length) return;
-  const filled = [];
   for (let round = 0; round < DISTANCE && rim.length; round++) {
     const fresh = [];
     for (const i of rim) {
-      const mean = meanOfKnown(colors, known, i, width, height);
+      const mean = meanOfKnown(colors, known, i, width);
       if (mean) fresh.push([i, mean]);
     }
     for (const [i, mean] of fresh) {
       known[i] = 1;
       colors.set(mean, 4 * i);
-      filled.push(i);
     }
-    rim = rim.filter((i) => !known[i]);
+    const around = new Set(fresh.flatMap(([i]) => neighbors(i, width, known.length)));
+    rim = [...around].filter((i) => !known[i]);
   }
-  for (const i of filled) for (let c = 0; c < 3; c++) pixels[4 * i + c] = colors[4 * i + c];
+  const used = colors.subarray(4 * (start - top) * width, 4 * (stop - top) * width);
+  pixels.set(used, 4 * start * width);  // which rounds
 }
 
-function meanOfKnown(colors, known, i, width, height) {
-  const x = i % width;
-  const y = (i - x) / width;
+function meanOfKnown(colors, known, i, width) {
   const sum = [0, 0, 0];
   let count = 0;
-  for (let v = Math.max(y - 1, 0); v <= Math.min(y + 1, height - 1); v++) {
-    for (let u = Math.max(x - 1, 0); u <= Math.min(x + 1, width - 1); u++) {
-      const j = v * width + u;
-      if (!known[j]) continue;
-      count++;
-      for (let c = 0; c < 3; c++) sum[c] += colors[4 * j + c];
-    }
+  for (const j of neighbors(i, width, known.length)) {
+    if (!known[j]) continue;
+    count++;
+    for (let c = 0; c < 3; c++) sum[c] += colors[4 * j + c];
   }
   return count ? sum.map((total) => total / count) : null;
+}
+
+/** The pixel and those around it, in a band of `count` pixels. */
+function neighbors(i, width, count) {
+  const x = i % width;
+  const found = [];
+  for (let row = i - x - width; row <= i - x + width; row += width) {
+    if (row < 0 || row >= count) continue;
+    for (let u = Math.max(x - 1, 0); u <= Math.min(x + 1, width - 1); u++) found.push(row + u);
+  }
+  return found;
 }

@@ -1,8 +1,14 @@
 // Decodes a picture to RGBA pixels, 8 bits per channel, in sRGB and upright.
 
-/** @returns {Promise<{pixels: Uint8ClampedArray, width: number, height: number}>} */
-export async function decode(file) {
-  const bitmap = await createImageBitmap(file, {premultiplyAlpha: 'none'});
+const BLOCK = {width: 4096, height: 1024};  // canvases have a limited size
+
+/** @returns {Promise<ImageBitmap>} */
+export function decode(file) {
+  return createImageBitmap(file, {premultiplyAlpha: 'none'});
+}
+
+/** @returns {{pixels: Uint8ClampedArray, width: number, height: number}} closes the bitmap */
+export function readPixels(bitmap) {
   const {width, height} = bitmap;
   let pixels = readWithCanvas(bitmap);
   // A canvas stores colors multiplied by alpha, which loses those of nearly transparent pixels.
@@ -18,14 +24,21 @@ function isTransparent(pixels) {
 
 function readWithCanvas(bitmap) {
   const {width, height} = bitmap;
-  const rows = Math.min(height, 1024);  // canvases have a limited area
-  const context = new OffscreenCanvas(width, rows).getContext('2d', {willReadFrequently: true});
+  const columns = Math.min(width, BLOCK.width);
+  const rows = Math.min(height, BLOCK.height);
+  const context = new OffscreenCanvas(columns, rows).getContext('2d', {willReadFrequently: true});
   const pixels = new Uint8ClampedArray(width * height * 4);
-  for (let y = 0; y < height; y += rows) {
-    const count = Math.min(rows, height - y);
-    context.clearRect(0, 0, width, rows);
-    context.drawImage(bitmap, 0, -y);
-    pixels.set(context.getImageData(0, 0, width, count).data, y * width * 4);
+  for (let top = 0; top < height; top += rows) {
+    for (let left = 0; left < width; left += columns) {
+      context.clearRect(0, 0, columns, rows);
+      context.drawImage(bitmap, -left, -top);
+      const {data} = context.getImageData(0, 0, columns, rows);
+      const used = Math.min(columns, width - left);
+      for (let y = 0; y < Math.min(rows, height - top); y++) {
+        const row = data.subarray(4 * y * columns, 4 * (y * columns + used));
+        pixels.set(row, 4 * ((top + y) * width + left));
+      }
+    }
   }
   return pixels;
 }

@@ -1,20 +1,36 @@
 // Opens a network with ONNX Runtime Web: on the GPU where the browser has WebGPU, else on the CPU.
 
 /**
- * @returns {Promise<{run: (x: Float32Array, height: number, width: number) =>
- *   Promise<Float32Array>, provider: string}>} `run` upscales [3, H, W] in 0..255.
+ * @typedef {{run: (x: Float32Array, height: number, width: number) => Promise<Float32Array>,
+ *   provider: string}} Network `run` upscales [3, H, W] in 0..255.
  */
-export async function openNetwork(url) {
-  if (await navigator.gpu?.requestAdapter().catch(() => null)) {
-    try {
-      return await open('webgpu', url);
-    } catch (error) {
-      console.info(`WebGPU failed, WebAssembly is used instead: ${error}`);
-    }
-  }
-  return open('wasm', url);
+
+/** @returns {Promise<Network>} continues on the CPU once the GPU has failed */
+export async function openNetwork(file) {
+  const url = encodeURIComponent(file);
+  const continueOnCpu = (error) => {
+    console.info(`WebGPU failed, WebAssembly is used instead: ${error}`);
+    return open('wasm', url);
+  };
+  const hasGpu = await navigator.gpu?.requestAdapter().catch(() => null);
+  let network = hasGpu ? await open('webgpu', url).catch(continueOnCpu) : await open('wasm', url);
+  return {
+    get provider() {
+      return network.provider;
+    },
+    async run(...tile) {
+      try {
+        return await network.run(...tile);
+      } catch (error) {
+        if (network.provider !== 'WebGPU') throw error;
+        network = await continueOnCpu(error);
+        return network.run(...tile);
+      }
+    },
+  };
 }
 
+/** @returns {Promise<Network>} */
 async function open(provider, url) {
   const ort = await import(`./ort/ort.${provider}.min.mjs`);
   ort.env.logLevel = 'error';

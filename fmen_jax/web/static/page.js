@@ -10,7 +10,7 @@ const number = new Intl.NumberFormat('en-US');
 const state = {
   models: [],
   picture: null,  // {file, name, url, width, height}
-  reading: null,  // the file whose size is being read
+  reading: null,  // the function that returns the picture that is being read
   worker: null,
   working: false,
   resultUrl: null,
@@ -27,46 +27,62 @@ function complain(text) {
   element('error').hidden = !text;
 }
 
+// Files of the page
+
+/** @param {'json' | 'blob'} kind */
+async function load(name, kind) {
+  try {
+    const response = await fetch(name);
+    if (!response.ok) throw new Error(`HTTP status ${response.status}`);
+    return await response[kind]();
+  } catch ({message}) {
+    throw new Error(`${name} could not be loaded: ${message}.`);
+  }
+}
+
 // The picture
 
-async function take(file, name = file.name || 'pasted.png') {
-  if (state.working) return;
+/** Makes the file that a function returns or promises the picture to upscale. */
+async function take(source, name) {
+  if (state.working || !(await loaded)) return;
   complain('');
   announce('');
   element('result').hidden = true;
-  state.reading = file;
+  state.reading = source;
   element('start').disabled = true;  // it would upscale the picture before this one
-  const url = URL.createObjectURL(file);
-  const size = await readSize(url);
-  if (state.reading !== file) {  // another picture was given in the meantime
-    URL.revokeObjectURL(url);
+  const {problem, ...picture} = await read(source, name).catch(({message}) => ({problem: message}));
+  if (state.reading !== source) {  // another picture was given in the meantime
+    URL.revokeObjectURL(picture.url);
     return;
   }
   state.reading = null;
-  if (!size) {
-    URL.revokeObjectURL(url);
+  if (problem) {
     checkSize();
-    complain(unreadable(name));
+    complain(problem);
     return;
   }
   if (state.picture) URL.revokeObjectURL(state.picture.url);
-  state.picture = {file, name, url, ...size};
-  element('picture').textContent = `${name}: ${size.width} × ${size.height} pixels`;
+  state.picture = picture;
+  element('picture').textContent = `${name}: ${picture.width} × ${picture.height} pixels`;
   element('settings').hidden = false;
   element('drop').classList.add('small');
   checkSize();
   element('start').focus();
 }
 
-/** The size of a picture, upright, from its header alone; null if it cannot be read. */
-async function readSize(url) {
+/** The picture with its size, upright, from its header alone. */
+async function read(source, name) {
+  const file = await source();
+  const url = URL.createObjectURL(file);
   const image = new Image();
   image.src = url;
-  const loaded = await new Promise((resolve) => {
+  const readable = await new Promise((resolve) => {
     image.onload = () => resolve(image.naturalWidth > 0);
     image.onerror = () => resolve(false);
   });
-  return loaded ? {width: image.naturalWidth, height: image.naturalHeight} : null;
+  if (readable) return {file, name, url, width: image.naturalWidth, height: image.naturalHeight};
+  URL.revokeObjectURL(url);
+  throw new Error(unreadable(name));
 }
 
 function unreadable(name) {
@@ -101,9 +117,14 @@ function checkSize() {
     'fmen-jax upscale, which has no such limit.');
 }
 
-function listModels(models) {
-  state.models = models;
-  for (const [index, {name, scale}] of models.entries()) {
+async function loadModels() {
+  try {
+    state.models = await load('models.json', 'json');
+  } catch ({message}) {
+    complain(`${message} Reload the page.`);
+    return false;
+  }
+  for (const [index, {name, scale}] of state.models.entries()) {
     const label = document.createElement('label');
     const radio = document.createElement('input');
     Object.assign(radio, {type: 'radio', name: 'model', value: index, checked: index === 0});
@@ -111,6 +132,7 @@ function listModels(models) {
     label.append(radio, `${scale} times`);
     element('factors').append(label);
   }
+  return true;
 }
 
 // The work
@@ -133,7 +155,9 @@ function start() {
   if (!state.worker) {
     state.worker = new Worker('worker.js', {type: 'module'});
     state.worker.onmessage = ({data}) => HANDLERS[data.kind](data);
-    state.worker.onerror = (event) => HANDLERS.failed({detail: event.message});
+    state.worker.onerror = ({message}) => {
+      HANDLERS.failed({detail: message ?? 'its files could not be loaded'});
+    };
   }
   state.worker.postMessage({file: state.picture.file, model: model()});
 }
@@ -149,14 +173,14 @@ let startedAt = 0;
 let announced = 0;
 
 const HANDLERS = {
-  started({provider}) {
+  started() {
     startedAt = performance.now();
     announced = 0;
-    element('provider').textContent = `The network runs with ${provider}.`;
     announce('Upscaling.');
   },
 
-  progress({done, total}) {
+  progress({done, total, provider}) {
+    element('provider').textContent = `The network runs with ${provider}.`;
     element('progress').value = done / total;
     element('remaining').textContent = `Tile ${done} of ${total}${timeLeft(done, total)}`;
     const quarter = Math.floor((4 * done) / total);
@@ -185,8 +209,12 @@ const HANDLERS = {
   failed({reason, detail}) {
     stop();
     announce('');
-    complain(reason === 'picture' ? unreadable(state.picture.name) :
-      `The network could not be run: ${detail}. Reload the page to try again.`);
+    const {name} = state.picture;
+    complain({
+      picture: unreadable(name),
+      size: `${name} is too large for this browser (${detail}). Close other pages and try again, ` +
+        'choose a smaller picture, or use the command fmen-jax upscale.',
+    }[reason] ?? `The network could not be run: ${detail}. Press Upscale to try again.`);
   },
 };
 
@@ -200,7 +228,8 @@ function timeLeft(done, total) {
 // Events
 
 function takeFirst(files) {
-  if (files.length) take(files[0]);
+  const [file] = files;
+  if (file) take(() => file, file.name || 'pasted.png');
 }
 
 function setUpEvents() {
@@ -209,8 +238,8 @@ function setUpEvents() {
     takeFirst(element('file').files);
     element('file').value = '';  // the same file can be chosen again
   });
-  element('sample').addEventListener('click', async () => {
-    take(await (await fetch('sample.png')).blob(), 'sample.png');
+  element('sample').addEventListener('click', () => {
+    take(() => load('sample.png', 'blob'), 'sample.png');
   });
   document.addEventListener('paste', (event) => takeFirst(event.clipboardData.files));
   document.addEventListener('dragover', (event) => {
@@ -234,7 +263,9 @@ function setUpEvents() {
   });
 }
 
+element('not-started').remove();
 setUpSlider();
-listModels(await (await fetch('models.json')).json());
 setUpEvents();
+const loaded = loadModels();  // whether it has succeeded
+await loaded;
 document.body.dataset.ready = 'true';

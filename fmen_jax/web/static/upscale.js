@@ -9,14 +9,13 @@ const TILE = 256;
 /**
  * @param {{pixels: Uint8ClampedArray, width: number, height: number}} picture
  * @param {{scale: number, halo: number}} model halo: the receptive radius, for exact tiles
- * @param {(x: Float32Array, height: number, width: number) => Promise<Float32Array>} run
+ * @param {import('./network.js').Network} network
  * @param {(done: number, total: number) => void} report called after each tile
  * @returns {Promise<Blob>} the PNG
  */
-export async function upscale(picture, {scale, halo}, run, report) {
+export async function upscale(picture, {scale, halo}, network, report) {
   const {pixels, width, height} = picture;
   const {gray, alpha} = examine(pixels);
-  if (alpha === null) fillHidden(pixels, width, height);
   const passes = [{read: [0, 1, 2], write: gray ? null : [0, 1, 2]}];
   if (alpha === null) passes.push({read: [3, 3, 3], write: [3]});
   const tile = Math.max(TILE, 2 * halo + 128);
@@ -28,12 +27,13 @@ export async function upscale(picture, {scale, halo}, run, report) {
   let done = 0;
   report(done, total);
   for (const row of rows) {
+    if (alpha === null) fillHidden(pixels, width, height, row.start, row.stop);
     const band = new Uint8ClampedArray((row.last - row.first) * scale * width * scale * channels);
     if (alpha !== null && channels === 4) for (let i = 3; i < band.length; i += 4) band[i] = alpha;
     for (const {read, write} of passes) {
       for (const column of columns) {
         const x = cut(pixels, width, row, column, read);
-        const y = await run(x, row.stop - row.start, column.stop - column.start);
+        const y = await network.run(x, row.stop - row.start, column.stop - column.start);
         paste(y, band, {row, column, scale, width, channels, write});
         report(++done, total);
       }
