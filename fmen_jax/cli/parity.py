@@ -3,6 +3,7 @@
 import ast
 import dataclasses
 import sys
+import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
@@ -49,7 +50,8 @@ def parity(
     The reference FILE.py is executed with your permissions, in a separate process, which contains
     failures but does not protect you from malicious code: name only files that you trust. The
     checkpoint is read as data. The exit code is 0 if the implementations are equal, 1 if they
-    differ, and 2 if the comparison could not be made. docs/parity.md explains the report.
+    differ or if nothing was compared that could show a difference, and 2 if the comparison could
+    not be made. docs/parity.md explains the report.
 
     Args:
       checkpoint: Checkpoint, or name of weights in the package or of published weights.
@@ -81,6 +83,8 @@ def parity(
             'layers, gradients and steps are compared. Add it, or leave out --dtype for both.'
         )
     check_range('--steps', steps, least=0)
+    check_range('--bound', bound, least=0, below=1)
+    check_range('--timeout', timeout, least=1, below=10**6)
     if html:
         check_extension(html, ['.html', '.htm'], 'a page')
     network = _network(checkpoint, graph)
@@ -169,7 +173,7 @@ def _argument(text: str) -> tuple[str, object]:
         raise InputError(f'--arg {text!r} is not KEY=VALUE.')
     try:
         return name, ast.literal_eval(value)
-    except (ValueError, SyntaxError):
+    except references.NOT_LITERAL:
         return name, value
 
 
@@ -179,4 +183,8 @@ def main(args: Sequence[str]) -> int:
         return tyro.cli(parity, prog='fmen-jax parity', args=args)
     except (FMENError, OSError) as error:  # 1 would mean that the implementations differ
         print(f'error: {error}', file=sys.stderr)
+        return 2
+    except Exception:
+        jax.default_backend()  # raises what fmen_jax.cli explains if JAX cannot start
+        traceback.print_exc()
         return 2

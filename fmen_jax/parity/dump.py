@@ -31,6 +31,10 @@ from fmen_jax.porting import keys
 FORMAT = 1
 """Version of the format; the probe has the same number."""
 
+MAX_BYTES = 2**34
+"""Most bytes of the unpacked arrays of a file, of which a small one can hold very many if they are
+equal. The probe writes some megabytes for its own inputs."""
+
 _MAP = 'N, C, H, W'
 _PICTURE = '1, C, H, W'
 _TYPE = 'float(?:64|32)'
@@ -154,6 +158,12 @@ def _read(path: str | Path) -> dict[str, np.ndarray]:
             found = np.load(file, allow_pickle=False)
             if isinstance(found, np.ndarray):
                 raise ValueError('a single array')
+            size = sum(entry.file_size for entry in found.zip.infolist())
+            if size > MAX_BYTES:
+                raise ValueError(
+                    f'its arrays take {size} bytes, more than {MAX_BYTES}; record fewer or smaller '
+                    'inputs'
+                )
             return _arrays(found)
     except Exception as error:  # of zipfile, zlib and tokenize, which parses the headers
         raise ValueError(str(error) or type(error).__name__) from error
@@ -174,10 +184,19 @@ def _meta(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
     if not isinstance(meta, dict) or meta.get('format') != FORMAT:
         found = meta.get('format') if isinstance(meta, dict) else meta
         raise ValueError(f'its format is {str(found)[:40]}, not {FORMAT}')
-    for name, kind in (('faults', dict), ('notes', list)):
-        if not isinstance(meta.get(name, kind()), kind):
-            raise ValueError(f'{name} of meta is not a {kind.__name__}')
+    _check_kinds(meta, {'faults': dict, 'notes': list})
+    faults = meta.get('faults', {})
+    _check_kinds(faults, {'missing': list, 'misshapen': dict})
+    for key, shapes in faults.get('misshapen', {}).items():
+        if not (isinstance(shapes, list) and len(shapes) == 2):
+            raise ValueError(f'misshapen of meta is not a dict of pairs: {key} is {shapes}')
     return meta
+
+
+def _check_kinds(tree: dict[str, Any], kinds: dict[str, type]) -> None:
+    for name, kind in kinds.items():
+        if not isinstance(tree.get(name, kind()), kind):
+            raise ValueError(f'{name} of meta is not a {kind.__name__}')
 
 
 def _rule(name: str) -> tuple[re.Match[str], str | None, tuple[str, ...]]:
@@ -198,14 +217,22 @@ def _check(arrays: Mapping[str, np.ndarray]) -> None:
             raise ValueError(f'{name} is of dtype {array.dtype}, not of numbers')
         if name.startswith(('picture/', 'upscaled/', 'original/')) and array.dtype != np.uint8:
             raise ValueError(f'{name} is of dtype {array.dtype}, not uint8')
+        if not array.size:
+            raise ValueError(f'{name} has the shape {list(array.shape)}, without any values')
         if dimensions is not None:
             count = len(dimensions.split(', ')) if dimensions else 0
             lead = array.shape[:1] if dimensions.startswith('1,') else (1,)
-            if array.ndim != count or not array.size or lead != (1,):
+            if array.ndim != count or lead != (1,):
                 raise ValueError(f'{name} has the shape {list(array.shape)}, not [{dimensions}]')
         for other in map(match.expand, needed):
             if other not in arrays:
                 raise ValueError(f'{name} is there, but {other} is not')
+        wide = arrays.get(re.sub('^eval/float32/', 'eval/float64/', name), array)
+        if array.shape != wide.shape:
+            raise ValueError(
+                f'{name} has the shape {list(array.shape)} in float32, but {list(wide.shape)} in '
+                'float64'
+            )
     for name in (f'train/{dtype}/steps/loss' for dtype in ('float64', 'float32')):
         if name in arrays and len(arrays[name]) > len(arrays['train/x']):
             raise ValueError(f'{name} has more steps than train/x')

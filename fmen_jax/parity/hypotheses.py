@@ -216,7 +216,8 @@ def _borders(problem: Problem) -> Iterator[Trial]:
 
 def _batch_statistics(problem: Problem) -> Iterator[Trial]:
     network = problem.network
-    if 'batch_stats' not in network.variables:
+    one_value = problem.x.size == problem.x.shape[-1]  # per channel, which has no variance
+    if one_value or 'batch_stats' not in network.variables:
         return
 
     def output() -> np.ndarray:
@@ -246,6 +247,8 @@ def of_statistics(
         key = name.removeprefix('stats/')
         if not (name.startswith('stats/') and key.endswith('running_mean') and not row.equal):
             continue
+        if before[key].shape != theirs[key].shape:
+            return []
         start = np.float64(before[key])
         moved, expected = np.float64(ours[key]) - start, np.float64(theirs[key]) - start
         momentum = 0.1 * float((moved * expected).sum() / (moved * moved).sum())

@@ -3,6 +3,8 @@
 import html
 import math
 
+import numpy as np
+
 from fmen_jax.parity.report import HeatMap, Report, Row, Stage
 
 _STYLE = """
@@ -24,6 +26,10 @@ dl { display: grid; grid-template-columns: max-content 1fr; gap: 1px 1em; font-s
 dt { color: var(--soft); } dd { margin: 0; overflow-wrap: anywhere; }
 .pair { display: flex; gap: 3em; flex-wrap: wrap; align-items: start; }
 """
+
+
+_MOST_CELLS = 128
+"""Most rows and columns of the map of differences."""
 
 
 def as_html(report: Report) -> str:
@@ -175,13 +181,17 @@ def _chart(rows: list[Row], noise: dict[str, float]) -> str:
 
 def _heat(heat: HeatMap, report: Report) -> str:
     """Return a map of the differences of one layer, and frame against interior."""
-    cell, rows, columns = 16, len(heat.values), len(heat.values[0])
-    largest = max(map(max, heat.values)) or 1.0
+    values = np.array(heat.values)
+    side = math.ceil(max(values.shape) / _MOST_CELLS)
+    for axis, size in enumerate(values.shape):
+        values = np.maximum.reduceat(values, range(0, size, side), axis)
+    cell, (rows, columns) = 16, values.shape
+    largest = values.max() or 1.0
     squares = [
         f'<rect x="{i * cell}" y="{j * cell}" width="{cell}" height="{cell}" fill="var(--bad)" '
-        f'fill-opacity="{value / largest:.3f}"><title>({j}, {i}): {value:.2g}</title></rect>'
-        for j, line in enumerate(heat.values)
-        for i, value in enumerate(line)
+        f'fill-opacity="{value / largest:.3f}"><title>({j * side}, {i * side}): {value:.2g}'
+        '</title></rect>'
+        for (j, i), value in np.ndenumerate(values)
     ]
     inner = [line[1:-1] for line in heat.values[1:-1]]
     interior = max((max(line) for line in inner if line), default=0.0)
@@ -196,7 +206,8 @@ def _heat(heat: HeatMap, report: Report) -> str:
     size = min(columns * cell, 420)
     return (
         f'<h2>Where: {_text(heat.layer or "output")}, input {_text(heat.case)}</h2>'
-        '<p class="soft">Largest difference over the channels at each pixel of the first image.</p>'
+        '<p class="soft">Largest difference over the channels at each '
+        f'{"pixel" if side == 1 else f"square of {side}x{side} pixels"} of the first image.</p>'
         f'<div class="pair"><svg width="{size}" viewBox="0 0 {columns * cell} {rows * cell}">'
         f'<rect width="100%" height="100%" fill="none" stroke="var(--line)"/>{"".join(squares)}'
         f'</svg><table><tr><th>largest difference</th><th>share of range</th></tr>{table}</table>'

@@ -18,6 +18,7 @@ import io
 import json
 import platform
 import sys
+import tempfile
 import types
 from collections.abc import Iterator
 from pathlib import Path
@@ -33,6 +34,7 @@ SETTINGS: dict[str, Any] = {}
 FORMAT = 1
 _WRAPPERS = ('params_ema', 'params', 'state_dict', 'model_state_dict', 'model')
 _PREFIXES = ('module.', 'model.')
+_MAX_WRAPPERS = 8  # a file can contain a dict that contains itself
 _SAFETENSORS = {
     'F64': torch.float64,
     'F32': torch.float32,
@@ -67,38 +69,52 @@ def running_foreign_code(what: str, printed: io.StringIO) -> Iterator[None]:
             f'replace it by an empty module: --stub {error.name}.'
         ) from error
     except Exception as error:
-        text = ' '.join(str(error).split())[:300]
-        raise ProbeError(
-            f'the reference failed while {what}: {type(error).__name__}: {text}'
-        ) from error
+        raise ProbeError(f'the reference failed while {what}: {_line(error)}') from error
+
+
+def _line(error: Exception) -> str:
+    text = ' '.join(str(error).split())[:300]
+    return f'{type(error).__name__}: {text}'
 
 
 def read_checkpoint(path: Path) -> dict[str, Tensor]:
-    """Return the bare state dict of a .pt, .pth, .safetensors or .npz file."""
-    if path.suffix == '.npz':
-        with np.load(path, allow_pickle=False) as file:
-            return {key: torch.from_numpy(file[key].copy()) for key in file.files}
-    if path.suffix == '.safetensors':
-        data = path.read_bytes()
-        start = 8 + int.from_bytes(data[:8], 'little')
-        state = {}
-        for key, entry in json.loads(data[8:start]).items():
-            if key != '__metadata__':
-                begin, end = (start + offset for offset in entry['data_offsets'])
-                flat = torch.frombuffer(
-                    bytearray(data[begin:end]), dtype=_SAFETENSORS[entry['dtype']]
-                )
-                state[key] = flat.reshape(entry['shape'])
-        return state
-    tree = torch.load(path, map_location='cpu', weights_only=True)
-    while not all(isinstance(value, Tensor) for value in tree.values()):
-        tree = next((tree[w] for w in _WRAPPERS if isinstance(tree.get(w), dict)), None)
-        if tree is None:
-            raise ProbeError(f'{path}: holds no state dict, bare or under one of {_WRAPPERS}.')
-    state = dict(tree)
+    """Return the bare state dict of a .pt, .pth or .safetensors file."""
+    try:
+        if path.suffix.lower() == '.safetensors':
+            tree = _read_safetensors(path)
+        else:
+            tree = torch.load(path, map_location='cpu', weights_only=True)
+    except Exception as error:
+        raise ProbeError(f'{path}: cannot be read as a checkpoint: {_line(error)}') from error
+    state = {str(key): value for key, value in _unwrapped(tree).items()}
+    if not state:
+        raise ProbeError(f'{path}: holds no state dict, bare or under one of {_WRAPPERS}.')
     while prefix := next((p for p in _PREFIXES if all(k.startswith(p) for k in state)), ''):
         state = {key.removeprefix(prefix): value for key, value in state.items()}
     return state
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    data = path.read_bytes()
+    start = 8 + int.from_bytes(data[:8], 'little')
+    state = {}
+    for key, entry in json.loads(data[8:start]).items():
+        if key != '__metadata__':
+            begin, end = (start + offset for offset in entry['data_offsets'])
+            flat = torch.frombuffer(bytearray(data[begin:end]), dtype=_SAFETENSORS[entry['dtype']])
+            state[key] = flat.reshape(entry['shape'])
+    return state
+
+
+def _unwrapped(tree: Any) -> dict[Any, Tensor]:
+    """Return the tensors by key in a checkpoint; none if it is not a state dict."""
+    for _ in range(_MAX_WRAPPERS + 1):
+        if not isinstance(tree, dict):
+            break
+        if all(isinstance(value, Tensor) for value in tree.values()):
+            return tree
+        tree = next((tree[w] for w in _WRAPPERS if isinstance(tree.get(w), dict)), None)
+    return {}
 
 
 def import_reference(reference: str, stubs: list[str], printed: io.StringIO) -> Any:
@@ -185,9 +201,14 @@ def spelled_as(own: list[str], state: dict[str, Any], renamed: dict[str, str]) -
     return best
 
 
+def state_of(model: nn.Module) -> dict[str, Tensor]:
+    """Return the tensors of a state dict, without what `get_extra_state` returns."""
+    return {k: v for k, v in model.state_dict().items() if isinstance(v, Tensor)}
+
+
 def load(model: nn.Module, state: dict[str, Tensor]) -> dict[str, Any]:
     """Load a state dict as far as it fits, and return which keys do not."""
-    own = model.state_dict()
+    own = state_of(model)
     misshapen = {
         key: [list(state[key].shape), list(own[key].shape)]
         for key in own
@@ -284,7 +305,7 @@ def train(model: nn.Module, x: Tensor, y: Tensor, scale: int, steps: int) -> dic
         adam.step()
     if steps:
         found['steps/loss'] = losses
-        found |= {f'steps/state/{key}': value for key, value in model.state_dict().items()}
+        found |= {f'steps/state/{key}': value for key, value in state_of(model).items()}
     return found
 
 
@@ -304,11 +325,11 @@ def probe(settings: dict[str, Any], checkpoint: Path, reference: str) -> dict[st
                 f'the reference was constructed on {", ".join(strangers)}; moved to {device}'
             )
         model = model.to('cpu').eval()
-    state = spelled_as(list(model.state_dict()), read_checkpoint(checkpoint), settings['renamed'])
+    state = spelled_as(list(state_of(model)), read_checkpoint(checkpoint), settings['renamed'])
     with running_foreign_code('loading the weights', printed):
         faults = load(model, state)
         model.to(device)
-    dump: dict[str, Any] = {f'state/{k}': v.clone() for k, v in model.state_dict().items()}
+    dump: dict[str, Any] = {f'state/{k}': v.clone() for k, v in state_of(model).items()}
     with np.load(io.BytesIO(base64.b64decode(settings['inputs'])), allow_pickle=False) as file:
         inputs = {key: file[key] for key in file.files}
     dump |= inputs
@@ -366,17 +387,25 @@ def probe(settings: dict[str, Any], checkpoint: Path, reference: str) -> dict[st
 def main() -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else '')
-    parser.add_argument('checkpoint', type=Path, help='.pt, .pth, .safetensors or .npz file')
+    parser.add_argument('checkpoint', type=Path, help='.pt, .pth or .safetensors file')
     parser.add_argument('reference', help='FILE.py:NAME, which is executed')
     parser.add_argument('dump', type=Path, help='.npz file to write')
     args = parser.parse_args()
     if not SETTINGS:
         sys.exit('error: this copy has no settings; write one with fmen-jax parity --write-probe.')
+    dump = args.dump.absolute()  # the reference may change the working directory
+    if dump.suffix != '.npz':
+        sys.exit(f'error: {dump}: expected a name that ends in .npz.')
     try:
-        arrays = probe(SETTINGS, args.checkpoint, args.reference)
+        with tempfile.TemporaryDirectory(prefix='.probe_', dir=dump.parent) as folder:
+            arrays = probe(SETTINGS, args.checkpoint, args.reference)
+            aside = Path(folder, dump.name)
+            np.savez(aside, **arrays)  # pyright: ignore[reportArgumentType]
+            aside.replace(dump)
     except ProbeError as error:
         sys.exit(f'error: {error}')
-    np.savez(args.dump, **arrays)  # pyright: ignore[reportArgumentType]
+    except OSError as error:
+        sys.exit(f'error: {dump} was not written: {error}')
 
 
 if __name__ == '__main__':

@@ -1,10 +1,12 @@
 """Run the PyTorch reference in a process of its own, and the inputs that it is given."""
 
+import ast
 import base64
 import contextlib
 import dataclasses
 import io
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +17,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from fmen_jax import porting
 from fmen_jax.errors import InputError
 from fmen_jax.files import write_text
 from fmen_jax.images.bicubic import imresize
@@ -22,7 +25,12 @@ from fmen_jax.images.read import read_rgb8
 from fmen_jax.network import Network
 from fmen_jax.parity.dump import Dump, renamed_modules
 
+NOT_LITERAL = (ValueError, SyntaxError, TypeError, RecursionError, MemoryError)
+"""What `ast.literal_eval` raises for a text that is not a Python literal."""
+
 _FOLDER = Path(__file__).parent
+_STDERR_BYTES = 2**16
+"""Bytes at the end of stderr that are searched for the cause of a failure."""
 _BUILTIN = {'FMENConfig': 'fmen', 'RFDNConfig': 'rfdn', 'RLFNConfig': 'rlfn'}
 
 
@@ -87,15 +95,23 @@ def run_reference(
             f'{reference}: no such reference; expected FILE.py:NAME with an existing file, '
             'DUMP.npz, or builtin.'
         )
+    python = shutil.which(config.python)
+    if python is None:
+        raise InputError(
+            f'--python is {config.python!r}, which is not an executable program; expected the path '
+            'of a Python interpreter, or the name of one on PATH.'
+        )
     with tempfile.TemporaryDirectory(prefix='fmen_jax_parity_') as folder:
         script, output = Path(folder, 'probe.py'), Path(folder, 'dump.npz')
         if checkpoint is None:
-            checkpoint = Path(folder, 'weights.npz')
-            np.savez(checkpoint, **network.state_dict())  # pyright: ignore[reportArgumentType]
+            checkpoint = Path(folder, 'weights.safetensors')
+            porting.write(checkpoint, network.state_dict(), {})
         write_probe(script, network, config, pictures)
         target = f'{Path(file).resolve()}:{name}'
-        command = [config.python, str(script), str(Path(checkpoint).resolve()), target, str(output)]
-        code, errors = _run(command, folder, config.timeout)
+        # absolute, but with its links, by which Python recognizes a virtual environment
+        python = str(Path(python).absolute())
+        arguments = [str(Path(checkpoint).resolve()), target, str(output)]
+        code, errors = _run([python, str(script), *arguments], folder, config.timeout)
         if code == 0 and output.is_file():
             return Dump(output)
     raise InputError(_failure(reference, config, code, errors))
@@ -124,6 +140,14 @@ def probe_settings(
     pictures: Mapping[str, np.ndarray] | None = None,
 ) -> dict[str, Any]:
     """Return what the probe has to know about the network, and its inputs, in plain types."""
+    for name, value in config.arguments.items():
+        try:
+            ast.literal_eval(repr(value))
+        except NOT_LITERAL as error:
+            raise InputError(
+                f'the argument {name!r} of the reference is {value!r}; expected a Python literal, '
+                'which the script of the probe can contain, such as a finite number or a string.'
+            ) from error
     hyper_parameters: Any = network.config
     return {
         'config': dataclasses.asdict(hyper_parameters),
@@ -145,6 +169,9 @@ def make_inputs(
 
     Small sizes at which the borders matter, and a batch of two: random values, and a crop of a
     photograph. Networks that see the whole image need 15 or more pixels in both directions.
+
+    Raises:
+      InputError: If a picture is too small or has other channels than those of the network.
     """
     config, generator = network.config, np.random.default_rng(0)
     whole = config.receptive_radius is None
@@ -161,7 +188,14 @@ def make_inputs(
     size = 16 if whole else 12
     inputs['train/x'] = noise(steps, 2, c, size, size)
     inputs['train/y'] = noise(steps, 2, c, *[size * config.scale] * 2)
+    least = config.scale * config.min_size
     for name, hr in pictures.items():
+        if hr.shape[2:] != (config.n_colors,) or min(hr.shape[:2]) < least:
+            raise InputError(
+                f'the picture {name} is {list(hr.shape)}; expected [H, W, {config.n_colors}], with '
+                f'{least} or more in height and width for this network: leave it out, or choose '
+                'another.'
+            )
         original = cropped(hr, config.scale)
         inputs[f'original/{name}'] = original
         lr = imresize(original[0].transpose(1, 2, 0), 1 / config.scale)
@@ -182,38 +216,41 @@ def _packed(arrays: Mapping[str, np.ndarray]) -> str:
 
 
 def _run(command: list[str], folder: str, timeout: float) -> tuple[int | None, str]:
-    """Run a command; return its exit code, None if the time ran out, and what it wrote to stderr.
+    """Run a command; return its exit code, None if the time ran out, and the end of its stderr.
 
     The whole process group is ended at the time limit: a reference may have started others. Windows
     has no process groups; there, the reference alone is ended.
     """
     environment = {**os.environ, 'PYTHONDONTWRITEBYTECODE': '1'}
-    try:
-        process = subprocess.Popen(
-            command,
-            cwd=folder,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-            errors='replace',
-            start_new_session=True,
-        )
-    except OSError as error:
-        raise InputError(f'{command[0]}: cannot be run as --python: {error.strerror}.') from error
-    try:
-        errors = process.communicate(timeout=timeout)[1]
-        return process.returncode, errors
-    except subprocess.TimeoutExpired:
-        return None, ''
-    finally:
-        if hasattr(os, 'killpg'):
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-        else:
-            process.kill()
-        process.communicate()
+    # A file: a pipe would have to be read until the last process that has it open ends.
+    with tempfile.TemporaryFile() as stderr:
+        try:
+            process = subprocess.Popen(
+                command,
+                cwd=folder,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=stderr,
+                start_new_session=True,
+            )
+        except OSError as error:
+            raise InputError(
+                f'{command[0]}: cannot be run as --python: {error.strerror}.'
+            ) from error
+        try:
+            code = process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            code = None
+        finally:
+            if hasattr(os, 'killpg'):
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+            else:
+                process.kill()
+            process.wait()
+        stderr.seek(max(0, stderr.seek(0, os.SEEK_END) - _STDERR_BYTES))
+        return code, stderr.read().decode(errors='replace')
 
 
 def _failure(reference: str, config: ReferenceConfig, code: int | None, errors: str) -> str:

@@ -35,7 +35,8 @@ class Row:
     noise: float | None = None
     """Root mean square of the reference's own float32 rounding error, as a share of the range."""
     ratio: float | None = None
-    """Root mean square of our float32 error, divided by `noise`."""
+    """Root mean square of our float32 error, divided by that of the reference, or by 2^-26 of the
+    root mean square of its values if that is larger."""
     note: str = ''
 
     @property

@@ -107,7 +107,8 @@ def assert_parity(
 ) -> Report:
     """Return the report of `compare`; raise AssertionError with its text if it is not equal."""
     report = compare(network, dump, config)
-    assert report.equal, report.text()
+    if not report.equal:
+        raise AssertionError(report.text())
     return report
 
 
@@ -137,9 +138,10 @@ def compare_steps(
     for dtype, (losses, state) in runs.items():
         theirs = dump.arrays[f'train/{dtype}/steps/loss']
         bound = config.bound if dtype == 'float64' else config.loss_bound
+        largest = float(np.abs(theirs).max())
         for i, (a, b) in enumerate(zip(losses, theirs, strict=True)):
             found = difference(a, b)
-            rows.append(_row(f'loss {i + 1} in {dtype}', found, float(theirs.max()), bound))
+            rows.append(_row(f'loss {i + 1} in {dtype}', found, largest, bound))
         if dtype == 'float64':
             expected = dump.by_key('train/float64/steps/state/')
             rows += _final_rows(state, expected, noise_only(dump), len(losses), config)
@@ -301,7 +303,7 @@ class _Comparison:
         local: dict[str, float] = {}
         for found in events.values():
             for event in found:
-                share = event.difference.error / max(event.scale, 1e-300)
+                share = event.share
                 if event.side == 'out':
                     share = event.difference.error / self.scales[event.name]
                 local[event.name] = max(local.get(event.name, 0.0), share)
@@ -398,7 +400,7 @@ class _Comparison:
         output = np.asarray(output)
         rows = [_row('output', difference(output, expected), range_of(expected), bound)]
         found = difference(np.asarray(loss), theirs['loss'])
-        rows.append(_row('loss', found, float(theirs['loss']), bound))
+        rows.append(_row('loss', found, abs(float(theirs['loss'])), bound))
         idle = noise_only(self.dump)
         faults: list[str] = []
         for kind, what, collection in (

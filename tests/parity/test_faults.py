@@ -10,8 +10,12 @@ import numpy as np
 import pytest
 
 from fmen_jax import porting
+from fmen_jax.models.initial import initial_variables
+from fmen_jax.models.variant import VariantConfig
 from fmen_jax.network import Network
-from fmen_jax.parity import Dump, assert_parity, compare
+from fmen_jax.parity import Dump, assert_parity, compare, stages
+from fmen_jax.parity.hypotheses import of_statistics
+from fmen_jax.parity.report import Row
 from fmen_jax.parity.stages import (
     FORWARD,
     NOISE,
@@ -107,14 +111,27 @@ def test_the_code_without_a_fault_is_equal(network: Network, probed: Probed) -> 
     assert len(report.stage(NOISE).rows) == len(report.stage(FORWARD).rows) + 1
 
 
+@pytest.mark.slow
+@pytest.mark.parity
+def test_a_variant_whose_attention_has_two_inputs(network: Network, probed: Probed) -> None:
+    """Its variables are those of an FMEN, whose attention has one."""
+    config = VariantConfig(scale=2, n_feats=6, mid_feats=8, down_blocks=1, up_blocks=(1, 1))
+    variant = Network(config, 'expanded', network.variables)
+    report = assert_parity(variant, probed(dtypes=('float64',)), TIGHT)
+    assert 'warmup.1' in {row.name for row in report.stage(FORWARD).rows if row.local is not None}
+
+
 @pytest.mark.parity
 def test_momentum(network: Network, probed: Probed) -> None:
     changes = [
         (f'BatchNorm2d({name}', f'BatchNorm2d(momentum=0.01, num_features={name}')
         for name in ('n_feats', 'mid_feats')
     ]
-    report = compare(network, probed(*changes, dtypes=('float64',), gradients=True), TIGHT)
+    dump = probed(*changes, dtypes=('float64',), gradients=True)
+    dump.arrays['train/float64/loss'] = -dump.arrays['train/float64/loss']
+    report = compare(network, dump, TIGHT)
     assert report.stage(FORWARD).equal
+    assert not next(row for row in report.stage(TRAIN).rows if row.name == 'loss').equal
     wrong = [row.name for row in report.stage(TRAIN).rows if row.name.startswith('stats/')]
     wrong = [row.name for row in report.stage(TRAIN).rows if not row.equal and row.name in wrong]
     assert wrong[0] == 'stats/warmup.1.bn1.running_mean'
@@ -155,6 +172,32 @@ def test_values_after_the_last_step_that_the_reference_lacks(tiny_x2: Golden) ->
     stage = compare_steps(Dump(dump), {'float64': run})
     assert stage.faults == ['no value after the last step in the reference: head.weight']
     assert not stage.equal
+
+
+def test_a_negative_loss_is_a_difference(tiny_x2: Golden) -> None:
+    dump = golden_dump(tiny_x2)
+    dump['train/float64/steps/loss'] = -dump['train/float64/steps/loss']
+    run = list(tiny_x2.arrays['steps/loss']), tiny_x2.below('steps/final/')
+    losses = [row for row in compare_steps(Dump(dump), {'float64': run}).rows if 'loss' in row.name]
+    assert len(losses) == len(run[0])
+    assert not any(row.equal for row in losses)
+
+
+def test_statistics_of_another_length_are_not_explained() -> None:
+    before, theirs = ({'bn.running_mean': np.zeros(size)} for size in (3, 4))
+    rows = {'stats/bn.running_mean': Row('stats/bn.running_mean', 1.0, 0.0)}
+    assert of_statistics(before, theirs, rows, {'bn.running_mean': np.ones(3)}) == []
+
+
+@pytest.mark.slow
+def test_a_difference_at_a_single_pixel_is_reported() -> None:
+    """The statistics of a batch of one pixel, a possible explanation, do not exist."""
+    config = VariantConfig(scale=2, n_feats=2, mid_feats=5, down_blocks=0, up_blocks=(0,))
+    network = Network(config, 'expanded', initial_variables(config, 'expanded'))
+    arrays = {'input/a': np.ones((1, 3, 1, 1)), 'eval/float64/a/out': np.ones((1, 3, 2, 2))}
+    report = compare(network, arrays)
+    assert report.verdict == f'different: {FORWARD}'
+    assert report.hypotheses == []
 
 
 @pytest.mark.parity
@@ -236,6 +279,15 @@ def test_comparing_nothing_is_a_failure(network: Network) -> None:
     assert report.verdict == 'nothing was compared'
     with pytest.raises(AssertionError, match='nothing was compared'):
         assert_parity(network, {})
+
+
+def test_python_without_assertions_compares_all_the_same(network: Network) -> None:
+    """`python -O` removes them."""
+    source = Path(stages.__file__).read_text(encoding='utf-8')
+    namespace = {'__name__': stages.__name__}
+    exec(compile(source, stages.__file__, 'exec', optimize=1), namespace)
+    with pytest.raises(AssertionError, match='nothing was compared'):
+        namespace['assert_parity'](network, {})
 
 
 def test_comparing_weights_alone_is_a_failure(

@@ -1,5 +1,6 @@
 """How the reference is run: what goes wrong is one clear line."""
 
+import math
 import os
 import subprocess
 import sys
@@ -8,6 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -20,7 +23,7 @@ from fmen_jax.models.rlfn import RLFNConfig
 from fmen_jax.models.variant import VariantConfig
 from fmen_jax.network import Network
 from fmen_jax.parity import Dump, assert_parity, run_reference
-from fmen_jax.parity.reference import ReferenceConfig, write_probe
+from fmen_jax.parity.reference import ReferenceConfig, make_inputs, probe_settings, write_probe
 from fmen_jax.parity.stages import NOISE, STEPS, TRAIN, WEIGHTS, CompareConfig
 from tests.helpers import ROOT, Golden, run_cli
 
@@ -78,9 +81,15 @@ def test_parameters_elsewhere_are_moved_and_printing_is_noted(probed: Callable[.
 
 @pytest.mark.slow
 @pytest.mark.parity
-@pytest.mark.parametrize('config', [RFDNConfig(n_feats=8, blocks=1), RLFNConfig(4, 6, 6, 4, 1)])
-def test_the_rivals_equal_their_builtin_references(config: Any, torch_python: str) -> None:
-    network = Network(config, 'deploy', initial_variables(config, 'deploy'))
+@pytest.mark.parametrize(
+    ('config', 'dtype'),
+    [(RFDNConfig(n_feats=8, blocks=1), jnp.float32), (RLFNConfig(4, 6, 6, 4, 1), jnp.bfloat16)],
+)
+def test_the_rivals_equal_their_builtin_references(
+    config: Any, dtype: Any, torch_python: str
+) -> None:
+    variables = jax.tree.map(lambda a: a.astype(dtype), initial_variables(config, 'deploy'))
+    network = Network(config, 'deploy', variables)
     dump = run_reference(network, 'builtin', config=ReferenceConfig(python=torch_python))
     assert len(assert_parity(network, dump).stage(WEIGHTS).rows) == len(network.state_dict())
 
@@ -153,15 +162,21 @@ def test_a_hang_and_a_hard_exit(network: Network, reference: Reference, torch_py
 
 
 def test_a_python_without_torch_or_none_at_all(
-    network: Network, reference: Reference, tmp_path: Path
+    network: Network, reference: Reference, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bare = tmp_path / 'python'
     bare.write_text(f'#!/bin/sh\nexec {sys.executable} -S "$@"\n')  # without site-packages
     bare.chmod(0o755)
-    with pytest.raises(InputError, match='has no PyTorch: name a Python that has it'):
+    monkeypatch.chdir(tmp_path)
+    for name in (str(bare), './python'):
+        with pytest.raises(InputError, match='has no PyTorch: name a Python that has it'):
+            run_reference(network, reference(), None, ReferenceConfig(python=name))
+    for name in ('/no/python', 'no_python', str(tmp_path)):
+        with pytest.raises(InputError, match=f'--python is {name!r}, which is not an exec'):
+            run_reference(network, reference(), None, ReferenceConfig(python=name))
+    bare.write_bytes(b'\x7fELF')
+    with pytest.raises(InputError, match='cannot be run as --python: Exec format error'):
         run_reference(network, reference(), None, ReferenceConfig(python=str(bare)))
-    with pytest.raises(InputError, match='cannot be run as --python: No such file'):
-        run_reference(network, reference(), None, ReferenceConfig(python='/no/python'))
     with pytest.raises(InputError, match='no such reference; expected FILE.py:NAME'):
         run_reference(network, 'nothing.py:FMEN')
     with pytest.raises(InputError, match='not a dump of a reference'):
@@ -189,6 +204,34 @@ def test_the_time_limit_holds_with_and_without_process_groups(
     with pytest.raises(InputError, match='did not finish within the time limit of 0.5 s'):
         run_reference(network, reference(), None, ReferenceConfig(python=str(python), timeout=0.5))
     assert time.monotonic() - start < 50
+
+
+def test_a_process_that_outlives_the_reference(
+    network: Network, reference: Reference, tmp_path: Path
+) -> None:
+    """It is in a session of its own and keeps stderr open."""
+    python = tmp_path / 'python'
+    start = "import subprocess; subprocess.Popen(['sleep', '6'], start_new_session=True)"
+    python.write_text(f'#!{sys.executable} -S\n{start}\nraise SystemExit("error: it is gone")\n')
+    python.chmod(0o755)
+    with pytest.raises(InputError, match='their_code.py:FMEN: it is gone'):
+        run_reference(network, reference(), None, ReferenceConfig(python=str(python), timeout=3))
+
+
+@pytest.mark.parametrize('value', [math.inf, [math.nan], {'a': object()}])
+def test_arguments_that_a_script_cannot_contain(value: Any, network: Network) -> None:
+    with pytest.raises(
+        InputError, match="the argument 'x' of the reference is .*; expected a Pyth"
+    ):
+        probe_settings(network, ReferenceConfig(arguments={'x': value}))
+
+
+@pytest.mark.parametrize('shape', [(1, 9, 3), (9, 1, 3), (9, 9, 1)])
+def test_pictures_that_do_not_fit_the_network(shape: tuple[int, ...], network: Network) -> None:
+    with pytest.raises(
+        InputError, match=r'picture p is \[.*; expected \[H, W, 3\], with 2 or more'
+    ):
+        make_inputs(network, 1, {'p': np.zeros(shape, np.uint8)})
 
 
 @pytest.mark.slow
@@ -248,7 +291,43 @@ def test_wrong_usage(
     assert '--steps is -1; expected 0 or more' in capsys.readouterr().err
     assert run_cli('parity', weights_file, '--dtype', 'float32') == 2
     assert '--dtype is float32; expected float64 among its values' in capsys.readouterr().err
+    assert run_cli('parity', weights_file, '--arg', 'x=1e999') == 2
+    assert "the argument 'x' of the reference is inf" in capsys.readouterr().err
     script = tmp_path / 'probe.py'
-    assert run_cli('parity', weights_file, '--write-probe', script) == 0
+    given = ['{[]:1}', f'{"(" * 9999}', '-' * 99999 + '1']
+    options = [f'x{i}={text}' for i, text in enumerate(given)]
+    assert run_cli('parity', weights_file, '--write-probe', script, '--arg', *options) == 0
     assert 'CHECKPOINT FILE.py:NAME DUMP.npz' in capsys.readouterr().out
     compile(script.read_text(), str(script), 'exec')
+    assert all(f"'x{i}': {text!r}" in script.read_text() for i, text in enumerate(given))
+
+
+@pytest.mark.parametrize(
+    ('option', 'value'),
+    [
+        *(('--timeout', value) for value in ('inf', 'nan', '0', '-1', '3e6')),
+        *(('--bound', value) for value in ('inf', 'nan', '-1')),
+    ],
+)
+def test_limits_out_of_range(
+    option: str, value: str, weights_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_cli('parity', weights_file, '--reference', 'none.npz', option, value) == 2
+    assert f'{option} is {float(value)}; expected ' in capsys.readouterr().err
+
+
+def test_an_unforeseen_error_is_not_a_difference(
+    weights_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: Any) -> None:
+        raise RuntimeError('unforeseen')
+
+    monkeypatch.setattr('fmen_jax.cli.parity.load', fail)
+    assert run_cli('parity', weights_file) == 2
+    error = capsys.readouterr().err
+    assert error.startswith('Traceback')
+    assert error.endswith('RuntimeError: unforeseen\n')
+    monkeypatch.setenv('JAX_PLATFORMS', 'cuda')
+    monkeypatch.setattr('jax.default_backend', fail)
+    assert run_cli('parity', weights_file) == 2
+    assert 'error: JAX_PLATFORMS is cuda, but JAX cannot' in capsys.readouterr().err

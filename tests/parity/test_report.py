@@ -14,6 +14,7 @@ from fmen_jax.network import Network
 from fmen_jax.parity import Report, compare
 from fmen_jax.parity.page import as_html
 from fmen_jax.parity.reference import make_inputs
+from fmen_jax.parity.report import HeatMap
 from fmen_jax.parity.stages import FORWARD, WEIGHTS
 from tests.helpers import PHOTO, Golden, corrupted, golden_dump, run_cli, save
 
@@ -82,6 +83,18 @@ def test_page(reports: tuple[Report, Report]) -> None:
         assert parser.seen.count('rect') > pixels
         assert 'prefers-color-scheme: dark' in page
     assert 'First divergence' in as_html(reports[1])
+
+
+def test_the_map_of_a_large_input_is_reduced_to_maxima(reports: tuple[Report, Report]) -> None:
+    values = np.zeros((300, 1000))
+    values[200, 17], values[0, 3] = 0.5, 0.25
+    heat = HeatMap('', '300x1000', values.tolist())
+    page = as_html(dataclasses.replace(reports[0], heat=heat))
+    assert page.count('<rect') < 128 * 128
+    assert '<title>(200, 16): 0.5</title>' in page
+    assert '<tr><td>frame (outermost pixels)</td><td>0.25</td></tr>' in page
+    assert '<tr><td>interior</td><td>0.5</td></tr>' in page
+    assert 'at each square of 8x8 pixels' in page
 
 
 def test_options_without_effect_on_a_dump_are_refused(
