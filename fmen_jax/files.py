@@ -1,5 +1,6 @@
 """Atomic writing of files, their labels and hashes, and the cache folder."""
 
+import collections
 import contextlib
 import glob
 import hashlib
@@ -74,16 +75,16 @@ def labels_of(names: Iterable[str]) -> list[str]:
     names = list(names)
     paths = [Path(name) for name in names]
     stems = [path.resolve().name if path.is_dir() else path.stem for path in paths]
-    return [
-        stem if stems.count(stem) == 1 else name for stem, name in zip(stems, names, strict=True)
-    ]
+    counts = collections.Counter(stems)
+    return [stem if counts[stem] == 1 else name for stem, name in zip(stems, names, strict=True)]
 
 
 def check_target(path: Path) -> None:
     """Raise InputError unless a file can be written to a path, before work starts."""
     if path.is_dir():
         raise InputError(f'{path} is a folder; expected the name of a file.')
-    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    parents = path.absolute().parents
+    folder = next((parent for parent in parents if parent.exists()), parents[-1])
     if not (folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)):
         raise InputError(
             f'{path} cannot be written, because {folder} is not a folder in which you may create '
@@ -110,8 +111,9 @@ def write_text(path: Path, text: str) -> None:
 
 def cache_folder() -> Path:
     """Return the folder for reproducible files: FMEN_JAX_CACHE, or the user's cache folder."""
-    folder = os.environ.get('FMEN_JAX_CACHE') or platformdirs.user_cache_dir('fmen_jax')
-    return Path(folder).expanduser()
+    if folder := os.environ.get('FMEN_JAX_CACHE'):
+        return Path(folder).expanduser()
+    return Path(platformdirs.user_cache_dir('fmen_jax'))
 
 
 def sha256(path: Path) -> str:

@@ -3,6 +3,7 @@
 import ast
 import dataclasses
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -94,6 +95,13 @@ def writable(extension: str) -> str:
     if extension != '.safetensors':
         pytest.importorskip('torch', reason=NO_TORCH)
     return extension
+
+
+def not_utf8(name: bytes) -> str:
+    """A file name that is not UTF-8; skips where the system refuses such names."""
+    if sys.platform != 'linux':
+        pytest.skip('file names that are not UTF-8 exist on Linux')
+    return os.fsdecode(name)
 
 
 def run_cli(*args: Any) -> int:

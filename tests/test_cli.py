@@ -14,7 +14,7 @@ from fmen_jax import __version__
 from fmen_jax.cli import COMMANDS
 from fmen_jax.data.pairs import find_pairs
 from fmen_jax.weights.names import SHIPPED
-from tests.helpers import ROOT, run_cli, save
+from tests.helpers import ROOT, not_utf8, run_cli, save
 
 
 def test_overview_and_version(capsys: pytest.CaptureFixture[str]) -> None:
@@ -42,7 +42,7 @@ def test_devices_that_are_absent(
 
 
 def test_names_that_cannot_be_printed_are_escaped(tmp_path: Path) -> None:
-    name = os.fsdecode(b'\xce\xb1\xff.safetensors')
+    name = not_utf8(b'\xce\xb1\xff.safetensors')
     shutil.copy(SHIPPED / 'fmen_s_x4.safetensors', tmp_path / name)
     environment = os.environ | {'PYTHONIOENCODING': 'ascii', 'PYTHONPATH': str(ROOT)}
     command = [sys.executable, '-m', 'fmen_jax', 'info', name]

@@ -10,6 +10,7 @@ import pytest
 
 from fmen_jax.errors import InputError
 from fmen_jax.files import cache_folder, check_target, labels_of, write_text, written_aside
+from tests.helpers import not_utf8
 
 
 def test_labels_are_stems_that_are_unique() -> None:
@@ -45,7 +46,7 @@ def test_the_longest_names_are_written(letter: str, tmp_path: Path) -> None:
 
 
 def test_a_text_with_a_name_that_is_not_utf8(tmp_path: Path) -> None:
-    write_text(tmp_path / 'a.txt', os.fsdecode(b'a\xff'))
+    write_text(tmp_path / 'a.txt', not_utf8(b'a\xff'))
     assert (tmp_path / 'a.txt').read_text() == r'a\udcff'
 
 

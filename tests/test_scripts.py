@@ -1,6 +1,5 @@
 """The scripts, run as a user runs them."""
 
-import os
 import runpy
 import subprocess
 import sys
@@ -20,7 +19,7 @@ from fmen_jax.models.initial import initial_variables
 from fmen_jax.models.linear_blocks import BLOCKS, block_class
 from fmen_jax.models.variant import VariantConfig
 from fmen_jax.network import Network
-from tests.helpers import ROOT, Golden
+from tests.helpers import ROOT, Golden, not_utf8
 
 
 def port(*args: object) -> subprocess.CompletedProcess[str]:
@@ -51,7 +50,7 @@ def test_port_weights_folds(tiny: Golden, tmp_path: Path) -> None:
 
 
 def test_port_weights_with_a_name_that_is_not_utf8(tiny_x2: Golden, tmp_path: Path) -> None:
-    source, target = (tmp_path / os.fsdecode(b'%b\xff.safetensors' % name) for name in (b'a', b'b'))
+    source, target = (tmp_path / not_utf8(b'%b\xff.safetensors' % name) for name in (b'a', b'b'))
     porting.write(source, tiny_x2.below('train/'), {})
     done = port(source, target)
     assert done.returncode == 0, done.stderr

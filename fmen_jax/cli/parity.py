@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+import os
 import sys
 import traceback
 from collections.abc import Mapping, Sequence
@@ -185,6 +186,7 @@ def main(args: Sequence[str]) -> int:
         print(f'error: {error}', file=sys.stderr)
         return 2
     except Exception:
-        jax.default_backend()  # raises what fmen_jax.cli explains if JAX cannot start
+        if os.environ.get('JAX_PLATFORMS'):
+            jax.default_backend()  # raises what fmen_jax.cli explains if JAX cannot start
         traceback.print_exc()
         return 2

@@ -1,5 +1,6 @@
 """Pairs of LR and HR images in folders, in the layouts of the usual benchmarks."""
 
+import collections
 import contextlib
 import dataclasses
 import hashlib
@@ -8,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from fmen_jax.errors import InputError
-from fmen_jax.files import cache_folder, labels_of
+from fmen_jax.files import cache_folder
 from fmen_jax.images.bicubic import imresize
 from fmen_jax.images.read import RGB8_EXTENSIONS, read_rgb8
 from fmen_jax.images.write import write_rgb8
@@ -79,8 +80,8 @@ def find_pairs(folder: Path, scale: int) -> list[Pair]:
             + ', '.join(f'{home}/{name}'.format(**names, stem='*') for home, name, _ in _LAYOUTS)
             + '.'
         )
-    names = labels_of(path.name for path in pictures)
-    return [Pair(name, path, None) for name, path in zip(names, pictures, strict=True)]
+    stems = collections.Counter(path.stem for path in pictures)
+    return [Pair(p.stem if stems[p.stem] == 1 else p.name, p, None) for p in pictures]
 
 
 def load_pair(pair: Pair, scale: int, *, cached: bool = True) -> Loaded:

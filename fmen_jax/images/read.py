@@ -91,7 +91,7 @@ def read_rgb8(path: Path) -> np.ndarray:
     with translated_errors(path, _UNREADABLE):
         image = _open(path)
         _check_rgb8(path, image)
-        _check_size(path, image, MAX_PIXELS, 'make the image smaller')
+        _check_size(path, image, MAX_PIXELS, 'reduce the image, or split it')
         pixels = image.autorot().numpy()
     pixels = pixels.reshape(*pixels.shape[:2], -1)
     return np.repeat(pixels, 3, axis=2) if pixels.shape[2] == 1 else pixels

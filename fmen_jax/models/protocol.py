@@ -80,18 +80,19 @@ class NetworkConfig(Protocol):
             of range.
         """
         config: Any = self
+        limits = {'scale': MAX_SCALE, 'blocks': MAX_BLOCKS}
         for field in dataclasses.fields(config):
             name, value = field.name, getattr(config, field.name)
             kind = str if isinstance(field.default, str) else int
             values = value if isinstance(field.default, tuple) else (value,)
+            each = ' each' if isinstance(field.default, tuple) else ''
             if not all(type(v) is kind for v in values):
-                expected = 'a string' if kind is str else 'integers only'
-                raise InputError(f'{name} is {short(value)}; expected {expected}.')
+                raise InputError(f'{name} is {short(value)}; expected {kind.__name__}{each}.')
             if kind is str:
                 continue
-            low, high = least.get(name, 1), MAX_SCALE if name == 'scale' else _MAX_VALUE
+            low, high = least.get(name, 1), limits.get(name, _MAX_VALUE)
             if not all(low <= v <= high for v in values):
-                raise InputError(f'{name} is {short(value)}; expected {low} to {high}.')
+                raise InputError(f'{name} is {short(value)}; expected {low} to {high}{each}.')
 
     @property
     def default_key_style(self) -> str:

@@ -32,8 +32,8 @@ FORMAT = 1
 """Version of the format; the probe has the same number."""
 
 MAX_BYTES = 2**34
-"""Most bytes of the unpacked arrays of a file, of which a small one can hold very many if they are
-equal. The probe writes some megabytes for its own inputs."""
+"""Largest total size of the unpacked arrays of a file in bytes. A small compressed file can unpack
+to more than the memory holds. The probe writes some megabytes for its own inputs."""
 
 _MAP = 'N, C, H, W'
 _PICTURE = '1, C, H, W'

@@ -393,12 +393,15 @@ def main() -> None:
     args = parser.parse_args()
     if not SETTINGS:
         sys.exit('error: this copy has no settings; write one with fmen-jax parity --write-probe.')
-    dump = args.dump.absolute()  # the reference may change the working directory
+    # The reference may change the working directory.
+    checkpoint, dump = args.checkpoint.absolute(), args.dump.absolute()
+    file, colon, name = args.reference.rpartition(':')
+    reference = f'{Path(file).absolute()}{colon}{name}' if file else args.reference
     if dump.suffix != '.npz':
         sys.exit(f'error: {dump}: expected a name that ends in .npz.')
     try:
         with tempfile.TemporaryDirectory(prefix='.probe_', dir=dump.parent) as folder:
-            arrays = probe(SETTINGS, args.checkpoint, args.reference)
+            arrays = probe(SETTINGS, checkpoint, reference)
             aside = Path(folder, dump.name)
             np.savez(aside, **arrays)  # pyright: ignore[reportArgumentType]
             aside.replace(dump)

@@ -46,7 +46,7 @@ _STORAGES = {
 # the others need 2.
 _MAX_EXPANSION = 16
 
-_MAX_TUPLES = 20_000  # torch.save writes about four for each tensor
+_MAX_TUPLES = 40_000  # torch.save writes four for each tensor
 
 
 class BrokenFileError(Exception):
@@ -175,7 +175,10 @@ def _unpickle(
     for count, (opcode, argument, _) in enumerate(pickletools.genops(file)):
         # Python ends in a segmentation fault when it hashes tuples that are nested too deeply.
         if (tuples := tuples + opcode.name.startswith('TUPLE')) > _MAX_TUPLES:
-            raise BrokenFileError(f'it holds more than {_MAX_TUPLES} tuples')
+            raise BrokenFileError(
+                f'it holds more than {_MAX_TUPLES} tuples, those of {_MAX_TUPLES // 4} tensors; a '
+                '.safetensors file can hold more'
+            )
         # The unpickler allocates a table of as many entries as the largest number of an object.
         if opcode.name in ('PUT', 'BINPUT', 'LONG_BINPUT') and int(argument or 0) > count:
             raise BrokenFileError(f'object number {argument} follows {count} operations')

@@ -22,12 +22,13 @@ def write_page(
     """Write the page, the networks as ONNX models and ONNX Runtime Web to a folder.
 
     The folder is self-contained: the page loads nothing from other places. Existing files of the
-    same names are replaced, each at once, and the list of networks last.
+    same names are replaced atomically, the list of networks last.
 
     Args:
       folder: where to write; created if it does not exist.
       networks: networks by name, in the order in which the page offers them.
-      runtime: npm package of ONNX Runtime Web, see `find_runtime`.
+      runtime: npm package of ONNX Runtime Web; found in the cache or downloaded if None, see
+        `find_runtime`.
       progress: whether to show the progress of its download on standard error.
 
     Raises:

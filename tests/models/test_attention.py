@@ -241,11 +241,11 @@ def test_metadata_of_another_program_is_ignored(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ('name', 'value', 'message'),
     [
-        ('scale', 4.0, 'scale is 4.0; expected integers only'),
-        ('n_feats', True, 'n_feats is True; expected integers only'),
+        ('scale', 4.0, 'scale is 4.0; expected int'),
+        ('n_feats', True, 'n_feats is True; expected int'),
         ('n_feats', 10**30, 'expected 1 to 4096'),
-        ('attention', ['hfab'], 'attention is ..hfab..; expected a string'),
-        ('up_blocks', [2.0, 1], 'up_blocks is .2.0, 1.; expected integers only'),
+        ('attention', ['hfab'], 'attention is ..hfab..; expected str'),
+        ('up_blocks', [2.0, 1], 'up_blocks is .2.0, 1.; expected int each'),
         ('up_blocks', 3, 'not known to this version'),
         ('up_blocks', [1], 'up_blocks has 1 numbers'),
         ('up_blocks', [4000, 1], 'up_blocks adds up to 4001; expected 1000 blocks or fewer'),
@@ -292,7 +292,7 @@ def test_radius_is_known_where_tiles_are_exact() -> None:
     [
         ({'backbone': 'XB'}, "backbone is 'XB'; expected ERB or RB"),
         ({'up_blocks': (1,)}, 'up_blocks has 1 numbers'),
-        ({'up_blocks': (1, -1)}, 'expected 0 to 4096'),
+        ({'up_blocks': (1, -1)}, 'expected 0 to 4096 each'),
         ({'mid_feats': 4}, 'mid_feats is 4; expected 5 to 4096'),
     ],
 )

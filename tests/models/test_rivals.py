@@ -99,6 +99,12 @@ def test_state_dicts_that_do_not_make_a_network(shapes: dict[str, int], message:
         porting.to_variables({key: np.zeros(size, np.float32) for key, size in shapes.items()})
 
 
+@pytest.mark.parametrize('network', [RFDNConfig, RLFNConfig])
+def test_impossible_configurations_are_refused(network: Any) -> None:
+    with pytest.raises(InputError, match='blocks is 1001; expected 1 to 1000'):
+        network(blocks=1001)
+
+
 @pytest.mark.parametrize('config', [RFDNConfig(n_feats=8, blocks=1), RLFNConfig(4, 6, 6, 4, 1)])
 def test_least_size(config: Any) -> None:
     module = config.build()

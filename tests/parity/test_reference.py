@@ -211,11 +211,11 @@ def test_a_process_that_outlives_the_reference(
 ) -> None:
     """It is in a session of its own and keeps stderr open."""
     python = tmp_path / 'python'
-    start = "import subprocess; subprocess.Popen(['sleep', '6'], start_new_session=True)"
+    start = "import subprocess; subprocess.Popen(['sleep', '60'], start_new_session=True)"
     python.write_text(f'#!{sys.executable} -S\n{start}\nraise SystemExit("error: it is gone")\n')
     python.chmod(0o755)
     with pytest.raises(InputError, match='their_code.py:FMEN: it is gone'):
-        run_reference(network, reference(), None, ReferenceConfig(python=str(python), timeout=3))
+        run_reference(network, reference(), None, ReferenceConfig(python=str(python), timeout=30))
 
 
 @pytest.mark.parametrize('value', [math.inf, [math.nan], {'a': object()}])

@@ -227,15 +227,20 @@ def test_the_command(
     assert run_cli('web') == 2
     assert 'choose -o FOLDER to write the page, --serve' in capsys.readouterr().err
 
+    found: list[str] = []
+
     def stop(url: str) -> None:
         """A browser that does not return before it has the page."""
-        assert url.startswith('http://127.0.0.1:')
-        with urllib.request.urlopen(url, timeout=10):
+        try:
+            with urllib.request.urlopen(url, timeout=10):
+                found.append(url)
+        finally:
             _thread.interrupt_main()
 
     monkeypatch.setattr(webbrowser, 'open', stop)
     args = ('web', '-o', tmp_path / 'page', '-w', weights, '--runtime', runtime, '--serve')
     assert run_cli(*args) == 130
+    assert [url.startswith('http://127.0.0.1:') for url in found] == [True]
     assert (tmp_path / 'page/tiny.onnx').is_file()
     assert (tmp_path / 'page/ort/ort.wasm.min.mjs').is_file()
     assert 'Ctrl-C ends it' in capsys.readouterr().out

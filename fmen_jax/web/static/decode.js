@@ -7,7 +7,10 @@ export function decode(file) {
   return createImageBitmap(file, {premultiplyAlpha: 'none'});
 }
 
-/** @returns {{pixels: Uint8ClampedArray, width: number, height: number}} closes the bitmap */
+/**
+ * Reads the pixels of a bitmap, and closes it.
+ * @returns {{pixels: Uint8ClampedArray, width: number, height: number}}
+ */
 export function readPixels(bitmap) {
   const {width, height} = bitmap;
   let pixels = readWithCanvas(bitmap);

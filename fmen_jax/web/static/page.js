@@ -42,7 +42,7 @@ async function load(name, kind) {
 
 // The picture
 
-/** Makes the file that a function returns or promises the picture to upscale. */
+/** Takes the file that `source` returns, or promises, as the picture to upscale. */
 async function take(source, name) {
   if (state.working || !(await loaded)) return;
   complain('');
