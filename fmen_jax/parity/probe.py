@@ -378,10 +378,14 @@ def probe(settings: dict[str, Any], checkpoint: Path, reference: str) -> dict[st
         'faults': faults,
         'notes': notes,
     }
-    arrays = {
-        k: v.cpu().numpy() if isinstance(v, Tensor) else np.asarray(v) for k, v in dump.items()
-    }
-    return {'meta': np.array(json.dumps(meta)), **arrays}
+    return {'meta': np.array(json.dumps(meta)), **{k: array_of(v) for k, v in dump.items()}}
+
+
+def array_of(value: Any) -> np.ndarray:
+    """Return a tensor or another value as an array, bfloat16, which NumPy lacks, as float32."""
+    if isinstance(value, Tensor):
+        return (value.float() if value.dtype == torch.bfloat16 else value).cpu().numpy()
+    return np.asarray(value)
 
 
 def main() -> None:

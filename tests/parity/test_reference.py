@@ -70,6 +70,14 @@ def test_a_faulty_reference_is_one_clear_line(name: str, probed: Callable[..., D
 
 
 @pytest.mark.parity
+def test_parameters_in_bfloat16_are_recorded_in_float32(probed: Callable[..., Dump]) -> None:
+    lower = ('self.lr_conv =', 'self.bfloat16()\n        self.lr_conv =')
+    weight = probed(lower, dtypes=('float64',)).arrays['state/head.weight']
+    assert weight.dtype == np.float32
+    np.testing.assert_array_equal(weight, weight.astype(jnp.bfloat16))
+
+
+@pytest.mark.parity
 def test_parameters_elsewhere_are_moved_and_printing_is_noted(probed: Callable[..., Dump]) -> None:
     changes = [
         ('self.scale = scale', "print('hello')\n        self.scale = scale"),
