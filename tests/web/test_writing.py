@@ -239,7 +239,12 @@ def test_the_command(
 
     monkeypatch.setattr(webbrowser, 'open', stop)
     args = ('web', '-o', tmp_path / 'page', '-w', weights, '--runtime', runtime, '--serve')
-    assert run_cli(*args) == 130
+    # A shell lets its background jobs ignore SIGINT, and interrupt_main does nothing then.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        assert run_cli(*args) == 130
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert [url.startswith('http://127.0.0.1:') for url in found] == [True]
     assert (tmp_path / 'page/tiny.onnx').is_file()
     assert (tmp_path / 'page/ort/ort.wasm.min.mjs').is_file()
