@@ -18,6 +18,7 @@ from fmen_jax.models.cost import count_cost, ntire_flops
 from fmen_jax.models.layers import Params
 from fmen_jax.models.protocol import NetworkConfig
 from fmen_jax.runtime.compilation import jit
+from fmen_jax.runtime.memory import ran_out
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,7 +116,7 @@ def _memory_for(height: int, width: int) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if not (isinstance(error, MemoryError) or 'RESOURCE_EXHAUSTED' in str(error)):
+        if not ran_out(error):
             raise
         raise InputError(
             f'{width}x{height} pixels do not fit into memory: choose a smaller size.'

@@ -17,6 +17,7 @@ from fmen_jax.inference import calibration
 from fmen_jax.network import Network
 from fmen_jax.runtime import devices
 from fmen_jax.runtime.compilation import jit, supported_dtype
+from fmen_jax.runtime.memory import ran_out
 
 Name = Literal['auto', 'xla', 'onnxruntime', 'openvino']
 """Name of an engine. 'auto' is, on a CPU, the fastest installed engine as measured by
@@ -28,9 +29,6 @@ Dtype = Literal['float32', 'bfloat16']
 _PROGRAMS = 64
 """Maximum number of input shapes whose compiled programs are cached, at about 4 MB each. A folder
 may have thousands of shapes; a picture in tiles has 9, and 18 with its rotations."""
-
-_NO_MEMORY = ('RESOURCE_EXHAUSTED', 'Failed to allocate', 'bfc_arena', "Check 'ptr' failed")
-"""Parts of the messages by which XLA, onnxruntime and OpenVINO report that memory ran out."""
 
 
 class OutOfMemoryError(FMENError):
@@ -184,7 +182,7 @@ def _memory_for(x: np.ndarray) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if not (isinstance(error, MemoryError) or any(s in str(error) for s in _NO_MEMORY)):
+        if not ran_out(error):
             raise
         n, height, width, _ = x.shape
         raise OutOfMemoryError(

@@ -27,7 +27,6 @@ dt { color: var(--soft); } dd { margin: 0; overflow-wrap: anywhere; }
 .pair { display: flex; gap: 3em; flex-wrap: wrap; align-items: start; }
 """
 
-
 _MOST_CELLS = 128
 """Most rows and columns of the map of differences."""
 

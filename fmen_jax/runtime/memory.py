@@ -1,4 +1,4 @@
-"""Memory that this process may still use: that of the machine, or less in a container."""
+"""Memory that this process may still use, that of the machine or a container, and its end."""
 
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
@@ -7,6 +7,14 @@ import psutil
 
 _CGROUPS = Path('/sys/fs/cgroup')
 _OWN_CGROUPS = Path('/proc/self/cgroup')
+
+_MESSAGES = ('RESOURCE_EXHAUSTED', 'Failed to allocate', 'bfc_arena', "Check 'ptr' failed")
+"""Parts of the messages by which XLA, onnxruntime and OpenVINO report that memory ran out."""
+
+
+def ran_out(error: Exception) -> bool:
+    """Return whether an error reports that the memory of the machine or a device ran out."""
+    return isinstance(error, MemoryError) or any(part in str(error) for part in _MESSAGES)
 
 
 def available_memory(cgroups: Path = _CGROUPS, own_cgroups: Path = _OWN_CGROUPS) -> int:
