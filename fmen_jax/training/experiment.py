@@ -75,7 +75,8 @@ class Experiment:
     model: Model = FMENConfig()
     graph: Graph = 'collapsed'
     """Graph to train: 'collapsed' is the fast form of the train graph, 'expanded' is its reference
-    form with the same values, and 'deploy' is the folded network, to fine-tune folded weights."""
+    form with the same values, and 'deploy' is the folded network, to fine-tune folded weights
+    (with `optim.relative`)."""
     init_from: str = ''
     """Checkpoint or name of weights to start from. If empty, `start` selects the initial weights.
     If the weights are for another scale, their tail is converted to `model.scale` by area

@@ -1,13 +1,16 @@
 """The optimizer and its learning-rate schedule."""
 
 import dataclasses
+import warnings
 from typing import Any, Literal, get_args
 
 import jax
+import numpy as np
 import optax
 import optax.contrib
 
-from fmen_jax.errors import InputError, check_choice, check_range
+from fmen_jax.errors import FMENWarning, InputError, check_choice, check_range
+from fmen_jax.models.layers import Params
 
 OptimizerName = Literal['adam', 'adamw', 'lion', 'muon', 'sgd']
 ScheduleName = Literal['halve', 'cosine', 'constant']
@@ -42,6 +45,10 @@ class OptimConfig:
     """Momentum of the orthogonalized updates, for muon."""
     weight_decay: float = 0.0
     """Weight decay, for adamw, lion and muon. For muon it applies to the orthogonalized kernels."""
+    relative: bool = False
+    """Multiply the update of each parameter array by the root mean square of its values, so that
+    `learning_rate` is relative to them. The kernels of a folded network differ in scale by orders
+    of magnitude, and equal updates change the small ones too much."""
     clip_norm: float = 0.0
     """Maximum global norm of the gradients; larger ones are scaled down to it. 0 means no limit."""
 
@@ -92,10 +99,48 @@ def make_optimizer(config: OptimConfig, steps: int) -> optax.GradientTransformat
         'muon': lambda: _muon(config, schedule),
         'sgd': lambda: optax.sgd(schedule, config.b1),
     }
-    optimizer = makers[config.name]()
+    parts = [makers[config.name]()]
     if config.clip_norm:
-        return optax.chain(optax.clip_by_global_norm(config.clip_norm), optimizer)
-    return optimizer
+        parts.insert(0, optax.clip_by_global_norm(config.clip_norm))
+    if config.relative:
+        parts.append(optax.scale_by_param_block_rms(_LEAST_RMS))
+    return optax.chain(*parts) if len(parts) > 1 else parts[0]
+
+
+def warn_of_large_updates(config: OptimConfig, params: Params) -> None:
+    """Warn if the first updates would change the values of a kernel by more than a fifth.
+
+    The updates of all optimizers but sgd have the size of the learning rate, whatever the size of
+    the gradient. In training from scratch, they are small compared with every kernel. The kernels
+    of a folded network, however, contain the gains of batch norms, which can be tiny.
+    """
+    if config.relative or config.name == 'sgd':
+        return
+    kernels = [
+        (float(np.sqrt(np.mean(np.square(value)))), path)
+        for path, value in jax.tree.leaves_with_path(params)
+        if value.ndim == 4 and np.any(value)  # a kernel of zeros is meant to change
+    ]
+    rms, path = min(kernels, default=(np.inf, ()))
+    size = config.learning_rate * (_MUON_RMS if config.name == 'muon' else 1)
+    if size > _LARGE_UPDATE * rms:
+        name = jax.tree_util.keystr(path, simple=True, separator='/')
+        warnings.warn(
+            f'the first updates have a root mean square of about {size:.2g}, and the kernel {name} '
+            f'has one of {rms:.2g}: training will probably diverge. Use --optim.relative, or a '
+            'lower --optim.learning-rate.',
+            FMENWarning,
+            stacklevel=2,
+        )
+
+
+# Folded weights whose smallest kernel had an rms of 0.002 lost quality with Adam at a learning rate
+# of 5e-4, and none at 5e-5 (docs/training.md). From scratch, the ratio is 0.1 at 2e-3.
+_LARGE_UPDATE = 0.2
+
+# Root mean square that `OptimConfig.relative` assumes at least, so that a parameter of zeros can
+# change.
+_LEAST_RMS = 1e-7
 
 
 # Root mean square of the update of an orthogonalized kernel, before it is multiplied by the

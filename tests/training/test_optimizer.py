@@ -1,14 +1,23 @@
 """Schedules and optimizers."""
 
+import warnings
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
+import fmen_jax
 from fmen_jax.models.fmen import FMENConfig
 from fmen_jax.models.initial import initial_variables
-from fmen_jax.training.optimizer import OptimConfig, make_optimizer, make_schedule
+from fmen_jax.training.optimizer import (
+    OptimConfig,
+    make_optimizer,
+    make_schedule,
+    warn_of_large_updates,
+)
 from tests.helpers import assert_close
 
 
@@ -34,6 +43,70 @@ def test_every_optimizer_goes_downhill(name: str) -> None:
     updates, _ = optimizer.update({'w': jnp.array([3.0, -4.0])}, state, params)
     new = optax.apply_updates(params, updates)
     assert (abs(new['w']) < abs(params['w'])).all()  # pyright: ignore
+
+
+@pytest.mark.parametrize('name', ['adam', 'adamw', 'lion', 'sgd'])
+def test_relative_updates_are_multiplied_by_the_rms_of_each_array(name: str) -> None:
+    params = {'small': jnp.array([3e-4, -4e-4]), 'large': jnp.array([30.0, -40.0])}
+    gradients = {'small': jnp.array([1.0, 2.0]), 'large': jnp.array([2.0, -1.0])}
+    plain, relative = (
+        make_optimizer(OptimConfig(name=name, relative=relative), 10)  # pyright: ignore
+        for relative in (False, True)
+    )
+    updates, _ = plain.update(gradients, plain.init(params), params)
+    scaled, _ = relative.update(gradients, relative.init(params), params)
+    for key, rms in (('small', 12.5**0.5 * 1e-4), ('large', 12.5**0.5 * 10)):
+        assert_close(scaled[key], updates[key] * rms, 1e-6 * rms)  # pyright: ignore
+
+
+def test_relative_updates_move_a_parameter_of_zeros() -> None:
+    optimizer = make_optimizer(OptimConfig(relative=True), 10)
+    params = {'bias': jnp.zeros(3)}
+    updates, _ = optimizer.update({'bias': jnp.ones(3)}, optimizer.init(params), params)
+    assert (updates['bias'] < 0).all()  # pyright: ignore
+
+
+@pytest.mark.parametrize(
+    ('settings', 'warned'),
+    [
+        ({'name': 'adam', 'learning_rate': 5e-4}, True),
+        ({'name': 'adam', 'learning_rate': 5e-5}, False),
+        ({'name': 'muon', 'learning_rate': 4e-3}, True),
+        ({'name': 'muon', 'learning_rate': 1e-3}, False),
+        ({'name': 'adam', 'learning_rate': 5e-4, 'relative': True}, False),
+        ({'name': 'sgd', 'learning_rate': 5e-4}, False),
+    ],
+)
+def test_updates_that_are_too_large_for_a_kernel_cause_a_warning(
+    settings: dict[str, Any], warned: bool
+) -> None:
+    params = fmen_jax.load('fmen_s_x4').variables['params']
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter('always')
+        warn_of_large_updates(OptimConfig(**settings), params)
+    assert len(found) == warned
+    if warned:
+        assert str(found[0].message) == (
+            'the first updates have a root mean square of about '
+            f'{5e-4 if settings["name"] == "adam" else 8e-4:.2g}, and the kernel '
+            'HFABs_3/excitate/kernel has one of 0.002: training will probably diverge. Use '
+            '--optim.relative, or a lower --optim.learning-rate.'
+        )
+
+
+def test_no_warning_when_training_starts_from_scratch() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        for start in ('pytorch', 'bicubic'):
+            variables = initial_variables(FMENConfig(scale=4), 'collapsed', start=start)
+            warn_of_large_updates(OptimConfig(learning_rate=2e-3), variables['params'])
+
+
+def test_kernels_of_zeros_cause_no_warning() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        params = {'a': {'kernel': jnp.zeros((3, 3, 4, 4))}, 'b': {'bias': jnp.ones(4)}}
+        warn_of_large_updates(OptimConfig(), params)
 
 
 @pytest.mark.slow
