@@ -127,8 +127,8 @@ def warn_of_large_updates(config: OptimConfig, params: Params) -> None:
         name = jax.tree_util.keystr(path, simple=True, separator='/')
         warnings.warn(
             f'the first updates have a root mean square of about {size:.2g}, and the kernel {name} '
-            f'has one of {rms:.2g}: training will probably diverge. Use --optim.relative, or a '
-            'lower --optim.learning-rate.',
+            f'has one of {rms:.2g}: training will probably diverge, or undo what the weights have '
+            'learned. Use --optim.relative, or a lower --optim.learning-rate.',
             FMENWarning,
             stacklevel=2,
         )

@@ -89,8 +89,9 @@ def test_updates_that_are_too_large_for_a_kernel_cause_a_warning(
         assert str(found[0].message) == (
             'the first updates have a root mean square of about '
             f'{5e-4 if settings["name"] == "adam" else 8e-4:.2g}, and the kernel '
-            'HFABs_3/excitate/kernel has one of 0.002: training will probably diverge. Use '
-            '--optim.relative, or a lower --optim.learning-rate.'
+            'HFABs_3/excitate/kernel has one of 0.002: training will probably diverge, or '
+            'undo what the weights have learned. Use --optim.relative, or a lower '
+            '--optim.learning-rate.'
         )
 
 
