@@ -26,7 +26,7 @@ from fmen_jax.training import workdir as workdirs
 from fmen_jax.training.checkpoint import Checkpoints
 from fmen_jax.training.experiment import Experiment
 from fmen_jax.training.log import Log, Report
-from fmen_jax.training.optimizer import make_optimizer, warn_of_large_updates
+from fmen_jax.training.optimizer import make_optimizer
 from fmen_jax.training.results import first_variables, train_network, write_weights
 from fmen_jax.training.state import TrainState, init_state
 from fmen_jax.training.step import Metrics, StepConfig, make_train_step
@@ -127,7 +127,6 @@ def _read_inputs(experiment: Experiment, upscaler: MakeUpscaler) -> _Inputs:
     )
     optimizer = make_optimizer(e.optim, e.loop.steps)
     state = init_state(first_variables(e), optimizer, ema=e.step.ema_decay > 0)
-    warn_of_large_updates(e.optim, state.params)
     return _Inputs(validation, sources, batches, optimizer, state)
 
 

@@ -16,13 +16,15 @@ from fmen_jax.models.initial import initial_variables, resized_tail
 from fmen_jax.models.layers import Params
 from fmen_jax.network import Network, load
 from fmen_jax.training.experiment import Experiment, flat
+from fmen_jax.training.optimizer import warn_of_large_updates
 from fmen_jax.training.state import TrainState
 
 
 def first_variables(experiment: Experiment) -> Params:
     """Return the variables before the first step.
 
-    They are drawn at random or loaded from a checkpoint, which may be for another scale.
+    They are drawn at random or loaded from a checkpoint, which may be for another scale. A warning
+    says if the learning rate is too high for a loaded kernel.
 
     Raises:
       InputError: If the checkpoint is of another network or graph.
@@ -49,6 +51,7 @@ def first_variables(experiment: Experiment) -> Params:
     )
     params = variables['params']
     params['tail_0'] = resized_tail(params['tail_0'], net.config.scale, e.model.scale)
+    warn_of_large_updates(e.optim, params)
     return variables
 
 

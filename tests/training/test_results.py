@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,11 +12,12 @@ import pytest
 
 import fmen_jax
 from fmen_jax import porting
-from fmen_jax.errors import InputError
+from fmen_jax.errors import FMENWarning, InputError
 from fmen_jax.files import sha256
 from fmen_jax.models.fmen import FMENConfig
 from fmen_jax.models.initial import initial_variables, resized_tail
 from fmen_jax.training.experiment import Experiment, flat
+from fmen_jax.training.optimizer import OptimConfig
 from fmen_jax.training.results import first_variables
 from tests.helpers import SHORT, Golden, SmokeRun
 
@@ -41,6 +43,16 @@ def test_initial_weights_of_another_scale_and_of_folded_weights(
     fmen_jax.load(weights).fold().save(folded)
     with pytest.raises(InputError, match='contains folded weights, which cannot be trained'):
         first_variables(Experiment(model=ported.config, init_from=str(folded)))
+
+
+def test_learning_rates_too_high_for_folded_weights_cause_a_warning() -> None:
+    model = FMENConfig(scale=4)
+    plain = Experiment(model=model, graph='deploy', init_from='fmen_s_x4')
+    with pytest.warns(FMENWarning, match='training will probably diverge'):
+        first_variables(plain)
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        first_variables(dataclasses.replace(plain, optim=OptimConfig(relative=True)))
 
 
 def test_a_tail_of_another_scale_gives_means_of_areas() -> None:
